@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from bpo_data.errors import UserError
 
@@ -35,6 +36,12 @@ class Runtime:
             yield f"runtime.threads={self.threads}: use at least 1."
         if self.concurrency < 1:
             yield f"runtime.concurrency={self.concurrency}: use at least 1."
+
+    def store_path(self) -> Path:
+        """The request store of this run; its folder is made."""
+        path = Path(self.store or Path(self.folder) / "requests.sqlite")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
     def torch_device(self) -> str:
         """``cpu`` or ``cuda``, with torch's threads set. Raises UserError when there is no GPU."""

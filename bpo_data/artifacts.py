@@ -1,0 +1,370 @@
+"""Finished work on disk: a folder per stage and settings, its manifest written last.
+
+``runs/<stage>-<key>/`` holds Parquet files and ``manifest.json``. The key is taken from the stage's
+name, version and settings and from the contents of its inputs, so equal work has one place. Work in
+the making lives in ``<name>.partial``; a folder without ``.partial`` is whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from bpo_data import __version__
+from bpo_data.errors import UserError
+from bpo_data.tables import canonical
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done: everything that decides which rows come out."""
+
+    stage: str
+    version: int
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    """Table name -> digest of the artifact that holds it."""
+    outside: dict[str, str] = field(default_factory=dict)
+    """Digests of what the settings point to outside the runs folder, such as the source's files."""
+
+    @property
+    def name(self) -> str:
+        whole = [self.stage, self.version, self.settings, self.inputs, self.outside]
+        return f"{self.stage}-{hashlib.sha256(canonical(whole).encode()).hexdigest()[:12]}"
+
+
+class Artifact:
+    """A finished folder. Every file is checked against its digest when it is read."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @property
+    def digest(self) -> str:
+        return str(self.manifest["digest"])
+
+    @property
+    def rows(self) -> int:
+        return int(self.manifest["rows"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return dict(self.manifest["facts"])
+
+    def table(self, columns: list[str] | None = None) -> pa.Table:
+        """The stage's table, whole, in its own order."""
+        return pa.concat_tables(
+            self.read(name, columns) for name in self.manifest["table"]
+        ).combine_chunks()
+
+    def read(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """One Parquet file of the folder. Raises UserError when it is not what was written."""
+        import pyarrow.parquet as pq
+
+        return pq.ParquetFile(self.checked(name)).read(columns=columns)
+
+    def checked(self, name: str) -> Path:
+        """The path of a file whose bytes are still the ones in the manifest."""
+        path = self.folder / name
+        if not path.is_file() or sha256(path) != self.manifest["files"][name]["sha256"]:
+            raise UserError(
+                f"{path} is missing or not what was written (its sha256 differs from "
+                f"{MANIFEST}). Remove the folder {self.folder} and run the same command again."
+            )
+        return path
+
+
+class Draft:
+    """An artifact in the making: what a stage's ``run`` writes to."""
+
+    def __init__(
+        self, folder: Path, makes: str, schema: pa.Schema, inputs: dict[str, Artifact]
+    ) -> None:
+        self.folder = folder
+        self.makes = makes
+        self.schema = schema
+        self.inputs = inputs
+        self.facts: dict[str, Any] = {}
+        self.views: set[str] = set()
+        self.table_files: list[str] = []
+
+    def write(self, table: pa.Table, name: str = "") -> None:
+        """Write the stage's table, or the named file of it; columns must be the schema's."""
+        name = name or f"{self.makes}.parquet"
+        write_parquet(self.fitted(table), self.folder / name)
+        self.table_files.append(name)
+
+    def write_beside(self, table: pa.Table, name: str) -> None:
+        """Write a Parquet file that is not part of the stage's table, such as rows set aside."""
+        write_parquet(table, self.folder / name)
+
+    def map_parts(
+        self, rows: pa.Table, make: Callable[[pa.Table], pa.Table], part_rows: int
+    ) -> None:
+        """Write ``make(part)`` for each ``part_rows`` rows; parts found finished are not remade.
+
+        ``make`` sees its rows and nothing that ran before, so where the cuts fall and what
+        survived a crash change nothing.
+        """
+        with self.bar(rows.num_rows, "rows") as bar:
+            for number, start in enumerate(range(0, max(rows.num_rows, 1), part_rows)):
+                name = f"{self.makes}-{number:05d}.parquet"
+                part = rows.slice(start, part_rows)
+                if not (self.folder / name).exists():
+                    write_parquet(self.fitted(make(part)), self.folder / name)
+                self.table_files.append(name)
+                bar.update(part.num_rows)
+
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        """What has been written of the stage's table."""
+        import pyarrow.parquet as pq
+
+        return pa.concat_tables(
+            pq.ParquetFile(self.folder / name).read(columns=columns) for name in self.table_files
+        ).combine_chunks()
+
+    def fitted(self, table: pa.Table) -> pa.Table:
+        """The table with the schema's order; a null where none is allowed is our bug."""
+        table = table.select(self.schema.names).cast(self.schema)
+        for column in self.schema:
+            if not column.nullable and table[column.name].null_count:
+                raise AssertionError(f"{self.makes}.{column.name} has nulls")
+        return table
+
+    def file(self, name: str) -> Path:
+        """Where an extra file or folder of the artifact goes, such as ``model``."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def view(self, name: str) -> Path:
+        """Like ``file``, for a page people look at: it may hold times, so no digest covers it."""
+        self.views.add(name)
+        return self.file(name)
+
+    def scratch(self, name: str) -> Path:
+        """A folder for the stage's own use, gone when it is done."""
+        path = self.folder / ".scratch" / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def bar(self, total: int, unit: str) -> Any:
+        """A progress bar with rate and time left on stderr; silent when that is no terminal."""
+        from tqdm import tqdm
+
+        return tqdm(
+            total=total,
+            unit=f" {unit}",
+            desc=self.makes,
+            leave=False,
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
+
+
+class Shelf:
+    """The folder of artifacts."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def find(self, work: Work) -> Artifact | None:
+        """The finished artifact of this work; its files' presence and sizes are checked."""
+        folder = self.folder / work.name
+        if not (folder / MANIFEST).is_file():
+            return None
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] > FORMAT:
+            raise UserError(
+                f"{folder / MANIFEST} has format {manifest['format']}; this version knows "
+                f"{FORMAT}. Install a newer bpo_data, or use another runtime.folder."
+            )
+        for name, written in manifest["files"].items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != written["bytes"]:
+                raise UserError(
+                    f"{path} is missing or cut short. Remove the folder {folder} and run the "
+                    f"same command again."
+                )
+        return Artifact(folder, manifest)
+
+    def why(self, work: Work) -> str:
+        """Why this work has to run: what differs from the last artifact of the stage."""
+        if (self.folder / f"{work.name}.partial").exists():
+            return "going on after an interruption"
+        last = self.last(work.stage)
+        return difference(last.manifest, work) if last else "first time"
+
+    def last(self, stage: str) -> Artifact | None:
+        """The newest finished artifact of a stage, whatever its settings."""
+        manifests = [
+            path for path in self.folder.glob(f"{stage}-*/{MANIFEST}")
+            if not path.parent.name.endswith(".partial")
+        ]
+        if not manifests:
+            return None
+        newest = max(manifests, key=lambda path: path.stat().st_mtime_ns)
+        return Artifact(newest.parent, json.loads(newest.read_text(encoding="utf-8")))
+
+    @contextmanager
+    def held(self, work: Work, waiting: Callable[[str], None]) -> Iterator[None]:
+        """Hold this work for one process; a second run waits, told who holds it."""
+        locks = self.folder / ".locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with open(locks / work.name, "a+", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                waiting(lock.read().strip() or "another process")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
+            yield
+
+    def make(
+        self, work: Work, makes: str, schema: pa.Schema, inputs: dict[str, Artifact],
+        run: Callable[[Draft], None],
+    ) -> Artifact:
+        """Do the work in ``<name>.partial`` and finish it: manifest last, then the rename."""
+        started = time.monotonic()
+        partial = self.folder / f"{work.name}.partial"
+        partial.mkdir(parents=True, exist_ok=True)
+        keep_parts(partial, makes)
+        draft = Draft(partial, makes, schema, inputs)
+        run(draft)
+        shutil.rmtree(partial / ".scratch", ignore_errors=True)
+        manifest = receipt(work, draft, time.monotonic() - started)
+        write_bytes(json.dumps(manifest, indent=1, ensure_ascii=False).encode(), partial / MANIFEST)
+        os.rename(partial, self.folder / work.name)
+        sync_folder(self.folder)
+        return Artifact(self.folder / work.name, manifest)
+
+
+def keep_parts(partial: Path, makes: str) -> None:
+    """Clear what an interrupted try left, but for its finished parts."""
+    for path in partial.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif not (path.name.startswith(f"{makes}-") and path.suffix == ".parquet"):
+            path.unlink()
+
+
+def receipt(work: Work, draft: Draft, seconds: float) -> dict[str, Any]:
+    """The manifest: what was asked, what came out, and the digest later stages are keyed by."""
+    import pyarrow.parquet as pq
+
+    paths = sorted(path for path in draft.folder.rglob("*") if path.is_file())
+    files = {}
+    for path in paths:
+        name = path.relative_to(draft.folder).as_posix()
+        if name != MANIFEST:
+            sync_file(path)
+            files[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    content = {name: file["sha256"] for name, file in files.items() if name not in draft.views}
+    rows = sum(pq.ParquetFile(draft.folder / name).metadata.num_rows for name in draft.table_files)
+    return {
+        "format": FORMAT,
+        "stage": work.stage,
+        "version": work.version,
+        "settings": work.settings,
+        "inputs": work.inputs,
+        "outside": work.outside,
+        "makes": draft.makes,
+        "table": draft.table_files,
+        "rows": rows,
+        "facts": draft.facts,
+        "digest": hashlib.sha256(canonical(content).encode()).hexdigest(),
+        "files": files,
+        "seconds": round(seconds, 3),
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "bpo_data": __version__,
+    }
+
+
+def difference(manifest: dict[str, Any], work: Work) -> str:
+    """``k 100 -> 200, pairs changed``: how the work differs from one done before."""
+    found = []
+    if manifest["version"] != work.version:
+        found.append(f"stage version {manifest['version']} -> {work.version}")
+    before, now = leaves(manifest["settings"]), leaves(work.settings)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            found.append(f"{key} {before.get(key, 'unset')} -> {now.get(key, 'unset')}")
+    for kind in ("inputs", "outside"):
+        was, is_now = manifest[kind], getattr(work, kind)
+        found += [
+            f"{name} changed" for name in sorted(is_now) if was.get(name) != is_now[name]
+        ]
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return ", ".join(found[:3]) + more or "not made yet"
+
+
+def leaves(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as ``{"columns.prompt": "question"}``."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= leaves(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write beside and rename, so that a file that exists is whole."""
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writing = path.with_name(path.name + ".writing")
+    pq.write_table(table, writing, compression="zstd")
+    sync_file(writing)
+    os.rename(writing, path)
+
+
+def write_bytes(content: bytes, path: Path) -> None:
+    """Write beside, bring to disk, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writing = path.with_name(path.name + ".writing")
+    with open(writing, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(writing, path)
+
+
+def sync_file(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

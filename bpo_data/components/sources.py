@@ -1,0 +1,157 @@
+"""Where prompts come from: files, the hub, or the generated world of the quickstart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any, Protocol
+
+from bpo_data.components.rows import Rejected, Row
+from bpo_data.errors import UserError, nearest
+
+
+class Source(Protocol):
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the settings, found without reading any row."""
+
+    def digests(self) -> dict[str, str]:
+        """Name -> digest of what is read from outside, so that a change is noticed."""
+
+    def rows(self) -> Iterator[Row | Rejected]:
+        """Every row, good or set aside, in the source's order."""
+
+
+class Files:
+    """Parquet, JSONL, JSON, CSV or TSV files, plain or gzipped, of any layout we recognise."""
+
+    def __init__(
+        self,
+        path: str,
+        columns: Mapping[str, str],
+        roles: Mapping[str, str] | None = None,
+        on_bad_file: str = "stop",
+    ) -> None:
+        self.path = path
+        self.columns = dict(columns)
+        self.roles = dict(roles or {})
+        self.on_bad_file = on_bad_file
+
+    def problems(self) -> Iterator[str]:
+        from bpo_data.components.reading import Columns, find_files
+
+        known = [field.name for field in fields(Columns)]
+        for name in self.columns:
+            if name not in known:
+                yield (
+                    f"load.columns.{name} is no column we use.{nearest(name, known)} "
+                    f"There are {', '.join(known)}."
+                )
+        if self.on_bad_file not in ("stop", "skip"):
+            yield f"load.options.on_bad_file={self.on_bad_file}: choose stop or skip."
+        if not self.path:
+            yield "load.path is empty: name a file, a folder or a pattern of files."
+            return
+        try:
+            find_files(self.path)
+        except UserError as error:
+            yield str(error)
+
+    def digests(self) -> dict[str, str]:
+        from bpo_data.artifacts import sha256
+        from bpo_data.components.reading import find_files
+
+        return {str(path): sha256(path) for path in find_files(self.path)}
+
+    def rows(self) -> Iterator[Row | Rejected]:
+        from bpo_data.components.reading import Columns, FileRejected, find_files, read
+
+        paths = find_files(self.path)
+        for path in paths:
+            try:
+                yield from read(str(path), Columns(**self.columns), self.roles)
+            except FileRejected as error:
+                if self.on_bad_file == "stop":
+                    way_out = " load.options.on_bad_file=skip goes on without it."
+                    raise UserError(f"{error}{way_out if len(paths) > 1 else ''}") from error
+                yield Rejected(path.name, error.reason, str(error), b"")
+
+
+class Hub:
+    """A dataset of the Hugging Face hub, read as a stream; needs a network."""
+
+    def __init__(
+        self,
+        name: str,
+        subset: str = "",
+        split: str = "train",
+        revision: str = "main",
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.subset = subset
+        self.split = split
+        self.revision = revision
+        self.columns = dict(columns or {})
+
+    def problems(self) -> Iterator[str]:
+        if self.revision == "main":
+            return
+        yield from ()
+
+    def digests(self) -> dict[str, str]:
+        """The revision is the digest: pin a commit to be sure of the rows."""
+        return {f"{self.name}/{self.subset}/{self.split}": self.revision}
+
+    def rows(self) -> Iterator[Row | Rejected]:
+        from bpo_data.components.reading import Columns
+
+        for number, record in enumerate(self.records()):
+            origin = f"{self.name}@{self.revision}#{number}"
+            yield convert(record, origin, Columns(**self.columns))
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        import datasets
+
+        try:
+            stream = datasets.load_dataset(
+                self.name,
+                self.subset or None,
+                split=self.split,
+                revision=self.revision,
+                streaming=True,
+            )
+            yield from stream
+        except (OSError, ValueError) as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"load.options.name={self.name} cannot be read from the hub: {first} Check the "
+                f"name, subset, split and revision, and that this machine reaches the hub."
+            ) from error
+
+
+
+
+class Topics:
+    """The generated instruction world of the quickstart (``components.topics``)."""
+
+    def __init__(
+        self, seed_prompts: int = 4000, pool_prompts: int = 3000, test_prompts: int = 840,
+        seed: int = 0,
+    ) -> None:
+        self.sizes = (seed_prompts, pool_prompts, test_prompts)
+        self.seed = seed
+
+    def problems(self) -> Iterator[str]:
+        if min(self.sizes) < 0:
+            yield "load.options of topics: prompt counts are 0 or more."
+
+    def digests(self) -> dict[str, str]:
+        return {}
+
+    def rows(self) -> Iterator[Row]:
+        from bpo_data.components.topics import topics
+
+        yield from topics(self.seed, *self.sizes)
+
+
+KINDS = {"files": Files, "hub": Hub, "topics": Topics}

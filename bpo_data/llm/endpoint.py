@@ -1,0 +1,70 @@
+"""Where requests go, and the key that opens it: read from the environment, shown to nobody."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from bpo_data.errors import UserError
+
+SHORTEST_SECRET = 8  # characters; "none" or "EMPTY" for a local server is no secret
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible server. Raises UserError for an address that cannot be one."""
+
+    base_url: str = "https://api.openai.com/v1"
+    """Up to and including ``/v1``; part of every request's key in the store."""
+
+    key_variable: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key."""
+
+    section: str = "augment"
+    """The settings' section named in errors: ``augment`` or ``score``."""
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.base_url)
+        if parts.username or parts.password or parts.query:
+            # Not shown: what stands there may be a password.
+            raise UserError(
+                f"{self.section}.base_url holds a user name, a password or a query. "
+                f"Leave only the address; put the key in the variable {self.key_variable}."
+            )
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(
+                f"{self.section}.base_url={self.base_url} is no address. "
+                "Write it like https://api.openai.com/v1 or http://localhost:8000/v1."
+            )
+
+    def key(self) -> str:
+        """The key; ``none`` for a server on this machine when the variable is not set.
+
+        Raises UserError when there is no key, or one that no header can carry.
+        """
+        key = os.environ.get(self.key_variable, "").strip()
+        if key and key.isascii() and key.isprintable():
+            return key
+        if key:
+            raise UserError(f"{self.key_variable} holds characters that no key has. Set it anew.")
+        if self.is_local():
+            return "none"
+        raise UserError(
+            f"{self.key_variable} is not set and {self.section}.base_url={self.base_url} "
+            f"needs a key. Run: export {self.key_variable}=..."
+        )
+
+    def is_local(self) -> bool:
+        """Whether the address is this machine's own (loopback)."""
+        host = urlsplit(self.base_url).hostname or ""
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost" or host.endswith(".localhost")
+
+
+def redact(text: str, key: str) -> str:
+    """``text`` with the key replaced: some servers send it back in their errors."""
+    return text.replace(key, "[key]") if len(key) >= SHORTEST_SECRET else text

@@ -1,0 +1,154 @@
+"""The request store: every answer that was ever paid for, in one SQLite file.
+
+A key stands for everything that reaches the server: address, payload and draw. So a changed byte
+misses, and an equal request is never paid for twice, whichever stage or run asks. Nothing is ever
+deleted. Keys to servers travel in headers, not in payloads, so none is written here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from bpo_data.errors import UserError
+from bpo_data.llm.replies import ANSWERED, Reply
+from bpo_data.tables import canonical
+
+SCHEMA = 1  # PRAGMA user_version; a store of another schema is refused, never rewritten
+OURS = 0x62706F31  # PRAGMA application_id, "bpo1": tells our files from other SQLite files
+PATIENCE = 60.0  # seconds that one process waits for another's write
+AT_ONCE = 500  # keys looked up in one statement
+
+COLUMNS = tuple(field.name for field in fields(Reply))
+TABLE = """
+CREATE TABLE replies (
+    key TEXT PRIMARY KEY, request TEXT NOT NULL,
+    state TEXT NOT NULL, text TEXT NOT NULL, finish TEXT NOT NULL,
+    usage_prompt INTEGER, usage_completion INTEGER,
+    attempts INTEGER NOT NULL, detail TEXT NOT NULL,
+    stored REAL NOT NULL -- seconds since 1970, UTC
+)"""
+
+
+def request_text(base_url: str, payload: Mapping[str, Any], draw: int) -> str:
+    """Canonical JSON of all that an answer depends on; the store keeps it beside the answer."""
+    return canonical({"draw": draw, "endpoint": base_url.rstrip("/"), "payload": payload})
+
+
+def key_of(request: str) -> str:
+    """64 hex digits: sha256 of a ``request_text``."""
+    return hashlib.sha256(request.encode()).hexdigest()
+
+
+class RequestStore:
+    """Answers by key. Safe for several processes on one machine and for kill -9 at any moment.
+
+    Raises UserError when ``path`` cannot be a store: another kind of file, another schema, a
+    folder that cannot be written, or a file system on which SQLite cannot share (some networks').
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.connection = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
+            try:
+                self._prepare()
+            except BaseException:
+                self.connection.close()
+                raise
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(
+                f"runtime.store={self.path} cannot be used: {error}. "
+                "Name a new file, or a request store, on a local disk."
+            ) from error
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, Reply]:
+        """The answers held for ``keys``; a key without one is left out."""
+        wanted = list(dict.fromkeys(keys))
+        found: dict[str, Reply] = {}
+        for start in range(0, len(wanted), AT_ONCE):
+            some = wanted[start : start + AT_ONCE]
+            marks = ",".join("?" * len(some))
+            query = f"SELECT key, {', '.join(COLUMNS)} FROM replies WHERE key IN ({marks})"
+            found.update((key, Reply(*rest)) for key, *rest in self.connection.execute(query, some))
+        return found
+
+    def put(self, key: str, request: str, reply: Reply) -> Reply:
+        """Keep ``reply`` and return the answer to use; it is on disk by then.
+
+        The first answer to a key stays: when two processes asked at the same time, both go on
+        with the one that came first. Raises ValueError for a reply that is no answer.
+        """
+        if reply.state not in ANSWERED:
+            raise ValueError(f"a reply in state {reply.state} is no answer; it is not stored")
+        row = (key, request, *astuple(reply), time.time())
+        cursor = self.connection.execute(
+            f"INSERT INTO replies (key, request, {', '.join(COLUMNS)}, stored) "
+            f"VALUES ({','.join('?' * len(row))}) ON CONFLICT (key) DO NOTHING",
+            row,
+        )
+        return reply if cursor.rowcount else self.get_many([key])[key]
+
+    def __len__(self) -> int:
+        return int(self.connection.execute("SELECT count(*) FROM replies").fetchone()[0])
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def __enter__(self) -> RequestStore:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _prepare(self) -> None:
+        """Write-ahead log, every commit flushed to disk, and our table; several may race here."""
+        if self._tables() and self._pragma("application_id") != OURS:
+            raise sqlite3.DatabaseError("it is a SQLite file of another program")
+        self._share()
+        self.connection.execute("PRAGMA synchronous = FULL")
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            if not self._tables():
+                self.connection.execute(TABLE)
+                self.connection.execute(f"PRAGMA application_id = {OURS}")
+                self.connection.execute(f"PRAGMA user_version = {SCHEMA}")
+            schema = self._pragma("user_version")
+            if schema != SCHEMA:
+                raise sqlite3.DatabaseError(f"its schema is {schema}, this version has {SCHEMA}")
+            self.connection.execute("COMMIT")
+        except BaseException:
+            self.connection.execute("ROLLBACK")
+            raise
+
+    def _share(self) -> None:
+        """Turn on the write-ahead log; SQLite's own waiting does not cover this one statement."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                mode = self.connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+                break
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.02)
+        if mode != "wal":
+            raise sqlite3.OperationalError(f"no write-ahead log there (journal mode {mode})")
+
+    def _tables(self) -> int:
+        return int(self.connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+
+    def _pragma(self, name: str) -> int:
+        return int(self.connection.execute(f"PRAGMA {name}").fetchone()[0])

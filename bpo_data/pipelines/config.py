@@ -1,0 +1,283 @@
+"""Settings: dataclass defaults < recipe < command line, with every error found before any work."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bpo_data.errors import UserError, nearest
+from bpo_data.runtime import Runtime
+from bpo_data.stages import STAGES
+from bpo_data.stages.allocate import AllocateConfig
+from bpo_data.stages.augment import AugmentConfig
+from bpo_data.stages.cluster import ClusterConfig
+from bpo_data.stages.embed import EmbedConfig
+from bpo_data.stages.evaluate import EvaluateConfig
+from bpo_data.stages.export import ExportConfig
+from bpo_data.stages.gradients import GradientsConfig
+from bpo_data.stages.load import LoadConfig
+from bpo_data.stages.pair import PairConfig
+from bpo_data.stages.report import ReportConfig
+from bpo_data.stages.score import ScoreConfig
+from bpo_data.stages.select import SelectConfig
+from bpo_data.stages.sft import SftConfig
+from bpo_data.stages.train import TrainConfig
+
+DEFAULT_RECIPE = "quickstart"
+WORDS = ("stage", "recipe", "plan")
+"""Words of the command line that are no settings of a section."""
+
+
+@dataclass
+class Config:
+    """All settings: one section a stage, and ``runtime``."""
+
+    load: LoadConfig = field(default_factory=LoadConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    gradients: GradientsConfig = field(default_factory=GradientsConfig)
+    pair: PairConfig = field(default_factory=PairConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    allocate: AllocateConfig = field(default_factory=AllocateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    runtime: Runtime = field(default_factory=Runtime)
+
+    def problems(self) -> Iterator[str]:
+        """Everything wrong with the values, sections on their own first, then together."""
+        for section in dataclasses.fields(self):
+            yield from getattr(self, section.name).problems()
+        yield from self.impossible_budgets()
+        if self.augment.client == "local" and self.sft.kind == "given" and not self.sft.model:
+            yield "sft.kind=given names no model: set sft.model to a folder or a model of the hub."
+
+    def impossible_budgets(self) -> Iterator[str]:
+        """Numbers that no data can make fit; the allocate stage checks again with the real ones."""
+        keep, budget, per_prompt = self.select.keep, self.allocate.budget, self.pair.per_prompt
+        if not keep or not budget:
+            return
+        depth = min(per_prompt, self.allocate.max_depth or per_prompt)
+        if budget > keep * depth:
+            yield (
+                f"allocate.budget={budget} is above the pool: select.keep={keep} prompts of at most "
+                f"{depth} pairs are {keep * depth}. Lower allocate.budget, or raise select.keep or "
+                f"pair.per_prompt."
+            )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks for."""
+
+    config: Config
+    stages: tuple[str, ...]
+    recipe: str
+    plan: bool
+
+
+def read(arguments: Sequence[str]) -> Asked:
+    """The settings of a command line. Raises UserError with one line for each thing wrong."""
+    problems: list[str] = []
+    words, settings = split_words(arguments, problems)
+    recipe = words.get("recipe", DEFAULT_RECIPE)
+    values: dict[str, Any] = {}
+    try:
+        values = read_recipe(recipe)
+    except UserError as error:
+        problems.append(str(error))
+    values |= settings
+    config = build(values, problems)
+    stages = wanted(words.get("stage", "all"), problems)
+    plan = words.get("plan", "false")
+    if plan not in ("true", "false"):
+        problems.append(f"plan={plan}: use plan=true or leave it out.")
+    problems += config.problems()
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+    return Asked(config, stages, recipe, plan == "true")
+
+
+def split_words(
+    arguments: Sequence[str], problems: list[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """``stage=x`` and the like apart from ``section.key=value``."""
+    words: dict[str, str] = {}
+    settings: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            problems.append(f"{argument} is no setting; write section.key=value, stage=NAME or --help.")
+        elif key in WORDS:
+            words[key] = value
+        elif "." in key:
+            settings[key] = value
+        else:
+            problems.append(
+                f"There is no word {key}.{nearest(key, WORDS)} "
+                f"There are {', '.join(WORDS)} and settings like select.keep=100."
+            )
+    return words, settings
+
+
+def wanted(stages: str, problems: list[str]) -> tuple[str, ...]:
+    """``all`` or names with commas."""
+    if stages == "all":
+        return tuple(STAGES)
+    names = [name.strip() for name in stages.split(",")]
+    for name in names:
+        if name not in STAGES:
+            problems.append(
+                f"There is no stage {name}.{nearest(name, STAGES)} "
+                f"There are all, {', '.join(STAGES)}."
+            )
+    return tuple(name for name in STAGES if name in names)
+
+
+def recipe_folder() -> Path:
+    """Where the recipes are: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).parents[1]
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "pipelines"
+
+
+def recipes() -> list[str]:
+    """The names of all recipes that came with the package."""
+    return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """A recipe's settings as ``{"select.keep": 400}``. Raises UserError."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else None
+    if path is None:
+        if recipe not in recipes():
+            raise UserError(
+                f"There is no recipe {recipe}.{nearest(recipe, recipes())} There are "
+                f"{', '.join(recipes())}; or give a path that ends in .yaml."
+            )
+        path = recipe_folder() / f"{recipe}.yaml"
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"recipe={recipe} cannot be read: {reason}") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"recipe={recipe} must be sections of settings, such as `load: {{...}}`.")
+    flat: dict[str, Any] = {}
+    for section, keys in loaded.items():
+        if not isinstance(keys, dict):
+            raise UserError(f"recipe={recipe}: `{section}` must hold settings, such as `{{k: 10}}`.")
+        flat |= {f"{section}.{key}": value for key, value in keys.items()}
+    return flat
+
+
+def build(values: Mapping[str, Any], problems: list[str]) -> Config:
+    """The settings object; values that do not fit are left out and named in ``problems``."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    node = OmegaConf.structured(Config)
+    for key, value in values.items():
+        kind = kind_of(key, problems)
+        if kind is None:
+            continue
+        try:
+            OmegaConf.update(node, key, typed(value, kind), merge=True, force_add=True)
+        except (OmegaConfBaseException, ValueError):
+            problems.append(f"{key}={value}: give {TYPES.get(kind, 'another type')}.")
+    config = OmegaConf.to_object(node)
+    assert isinstance(config, Config)
+    return config
+
+
+TYPES: dict[Any, str] = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "text",
+    dict: "settings by name, such as key.name=value",
+}
+
+
+def kind_of(key: str, problems: list[str]) -> Any:
+    """The type of a setting; None, and a problem, where there is no such setting."""
+    section, _, rest = key.partition(".")
+    sections = typing.get_type_hints(Config)
+    if section not in sections:
+        problems.append(
+            f"There is no section {section} (in {key}).{nearest(section, sections)} "
+            f"There are {', '.join(sections)}."
+        )
+        return None
+    kind, path = sections[section], section
+    for name in rest.split("."):
+        if typing.get_origin(kind) is dict:
+            return typing.get_args(kind)[1]
+        hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        if name not in hints:
+            close = nearest(f"{path}.{name}", [f"{path}.{hint}" for hint in hints])
+            problems.append(
+                f"There is no setting {key}.{close} `--help {section}` lists them."
+            )
+            return None
+        kind, path = hints[name], f"{path}.{name}"
+    return dict if typing.get_origin(kind) is dict else kind
+
+
+def typed(value: Any, kind: Any) -> Any:
+    """A command line's text as the type asks; a text setting keeps its text letter for letter."""
+    if kind is str or not isinstance(value, str):
+        if kind is str and not isinstance(value, str):
+            raise ValueError(value)
+        return value
+    import yaml
+
+    return yaml.safe_load(value)
+
+
+def describe(section: str) -> str:
+    """A section's settings with defaults and meanings. Raises UserError for an unknown one."""
+    sections = typing.get_type_hints(Config)
+    if section not in sections:
+        raise UserError(
+            f"There is no section {section}.{nearest(section, sections)} "
+            f"There are {', '.join(sections)}."
+        )
+    lines = [f"Settings of {section}:"]
+    for key, default, meaning in documented(sections[section]):
+        lines += [f"  {section}.{key}={default}", f"      {meaning}"]
+    return "\n".join(lines)
+
+
+def documented(kind: type) -> list[tuple[str, str, str]]:
+    """(name, default, meaning) of a settings class, the meaning from the text below each field."""
+    body = ast.parse(inspect.getsource(kind)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    meanings: dict[str, str] = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        is_field = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+        is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+        if is_field and is_text:
+            meanings[statement.target.id] = re.sub(r"\s+", " ", following.value.value)  # type: ignore[union-attr, attr-defined]
+    found = []
+    for item in dataclasses.fields(kind):
+        default = getattr(kind(), item.name)
+        if dataclasses.is_dataclass(default):
+            nested = documented(type(default))
+            found += [(f"{item.name}.{name}", value, text) for name, value, text in nested]
+        else:
+            shown = str(default).lower() if isinstance(default, bool) else str(default)
+            found.append((item.name, shown, meanings.get(item.name, "")))
+    return found

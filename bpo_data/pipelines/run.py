@@ -1,0 +1,211 @@
+"""Bring stages up to date: ``python -m bpo_data.pipelines.run stage=all recipe=NAME``."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from bpo_data.artifacts import Artifact, Draft, Shelf, Work
+from bpo_data.errors import UserError
+from bpo_data.pipelines import config as settings
+from bpo_data.runtime import Runtime, quiet_libraries
+from bpo_data.stages import MAKER, STAGES, Stage
+
+USAGE = """\
+python -m bpo_data.pipelines.run stage=STAGES recipe=NAME section.key=value ...
+
+  stage    all, or names with commas; each is brought up to date with what it needs.
+           {stages}
+  recipe   {recipes},
+           or a path to a .yaml file; without one, {default}.
+  plan     plan=true prints what would run and why, and does nothing.
+
+  --help SECTION lists a section's settings: {sections}."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a command line; the exit status: 0 done, 2 something to put right, 130 stopped."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    for noisy in ("httpx", "httpx2", "openai", "datasets", "transformers", "faiss", "trl"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, stopped_by_signal)
+    try:
+        if "--help" in arguments or "-h" in arguments:
+            print(help_text([word for word in arguments if not word.startswith("-")]))
+            return 0
+        asked = settings.read(arguments)
+        prepare(asked.config.runtime)
+        Run(asked).go()
+        return 0
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"bpo_data: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bpo_data: stopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        print(
+            f"bpo_data: {error.strerror}: {error.filename or 'the runs folder'}. Make room or use "
+            f"another runtime.folder; the same command goes on from here.",
+            file=sys.stderr,
+        )
+        return 2
+
+
+def help_text(words: list[str]) -> str:
+    if words:
+        return "\n\n".join(settings.describe(word) for word in words)
+    return USAGE.format(
+        stages=", ".join(STAGES),
+        recipes=", ".join(settings.recipes()),
+        default=settings.DEFAULT_RECIPE,
+        sections=", ".join(field.name for field in dataclasses.fields(settings.Config)),
+    )
+
+
+def stopped_by_signal(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def prepare(runtime: Runtime) -> None:
+    """Thread counts for libraries not loaded yet, and no pings from any of them."""
+    quiet_libraries()
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(runtime.threads)
+
+
+class Run:
+    """One command: every stage asked for and all it needs, in order, kept or made."""
+
+    def __init__(self, asked: settings.Asked) -> None:
+        self.asked = asked
+        self.runtime = asked.config.runtime
+        self.shelf = Shelf(self.runtime.folder)
+        self.made: dict[str, Artifact] = {}
+
+    def go(self) -> None:
+        for name in needed(self.asked.stages):
+            if self.asked.plan:
+                self.foretell(name)
+            else:
+                self.bring(name)
+        if not self.asked.plan:
+            self.last_line()
+
+    def work(self, name: str) -> Work:
+        """What this stage would do with the inputs made so far."""
+        stage, section = STAGES[name], getattr(self.asked.config, name)
+        outside = getattr(stage.module, "outside", None)
+        return Work(
+            stage=name,
+            version=stage.module.VERSION,
+            settings=dataclasses.asdict(section),
+            inputs={table: self.made[table].digest for table in inputs_of(stage)},
+            outside=outside(section) if outside else {},
+        )
+
+    def bring(self, name: str) -> None:
+        """Find the stage's artifact or make it, and print its line."""
+        work, stage = self.work(name), STAGES[name]
+        artifact, verb = self.shelf.find(work), "kept"
+        if artifact is None:
+            with self.shelf.held(work, waiting=lambda who: say(name, f"waiting: {who} makes it")):
+                artifact = self.shelf.find(work)  # whoever held it may have finished it
+                if artifact is None:
+                    say(name, f"running: {self.shelf.why(work)}")
+                    artifact, verb = self.make(name, work), "made"
+        self.made[stage.makes] = artifact
+        print(result_line(name, verb, artifact), flush=True)
+
+    def make(self, name: str, work: Work) -> Artifact:
+        stage, section = STAGES[name], getattr(self.asked.config, name)
+        inputs = {table: self.made[table] for table in inputs_of(stage)}
+
+        def run(draft: Draft) -> None:
+            tables = {table: self.made[table].table() for table in stage.needs}
+            stage.module.run(draft, section, self.runtime, **tables)
+
+        return self.shelf.make(work, stage.makes, stage.module.schema(section), inputs, run)
+
+    def foretell(self, name: str) -> None:
+        """Print whether a stage would be kept or run, and why."""
+        stage = STAGES[name]
+        missing = [MAKER[table] for table in inputs_of(stage) if table not in self.made]
+        last = self.shelf.last(name)
+        took = f"  last time {last.manifest['seconds']:,.1f} s" if last else ""
+        if missing:
+            print(f"{name:<10} would run: after {', '.join(missing)}{took}")
+            return
+        work = self.work(name)
+        artifact = self.shelf.find(work)
+        if artifact is None:
+            print(f"{name:<10} would run: {self.shelf.why(work)}{took}")
+        else:
+            self.made[stage.makes] = artifact
+            print(result_line(name, "kept", artifact))
+
+    def last_line(self) -> None:
+        """Where the results are, and what the evaluation says."""
+        parts = []
+        if "dataset" in self.made:
+            parts.append(f"dataset {self.made['dataset'].folder / 'dataset'}")
+        if "figures" in self.made:
+            parts.append(f"report {self.made['figures'].folder / 'report.html'}")
+        if "wins" in self.made:
+            parts.append(verdict(self.made["wins"].facts))
+        if parts:
+            print("   ".join(parts))
+
+
+def needed(stages: Sequence[str]) -> list[str]:
+    """The stages and all they need, in order."""
+    found: set[str] = set()
+    waiting = list(stages)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += [MAKER[table] for table in inputs_of(STAGES[name])]
+    return [name for name in STAGES if name in found]
+
+
+def inputs_of(stage: Stage) -> list[str]:
+    """The tables a stage reads, in the order of the stages that make them."""
+    order = list(MAKER)
+    return sorted({*stage.needs, *stage.also}, key=order.index)
+
+
+def say(name: str, text: str) -> None:
+    print(f"{name:<10} {text}", file=sys.stderr, flush=True)
+
+
+def result_line(name: str, verb: str, artifact: Artifact) -> str:
+    seconds = artifact.manifest["seconds"]
+    return f"{name:<10} {verb}  {artifact.rows:>9,} rows  {seconds:>8,.1f} s  {artifact.folder}"
+
+
+def verdict(facts: dict[str, Any]) -> str:
+    """The evaluation in a few words."""
+    for figure, words in (("win_rate", "win rate"), ("pair_accuracy", "held-out pair accuracy")):
+        estimate = facts[figure]
+        if estimate:
+            interval = (
+                f" [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
+                if estimate["low"] is not None
+                else ""
+            )
+            return f"{words} {100 * estimate['mean']:.1f} %{interval}"
+    return "nothing held out to evaluate on"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

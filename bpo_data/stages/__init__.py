@@ -1,0 +1,71 @@
+"""The stages, in order: each a module with its settings, schema and ``run``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+
+from bpo_data.stages import (
+    allocate,
+    augment,
+    cluster,
+    embed,
+    evaluate,
+    export,
+    gradients,
+    load,
+    pair,
+    report,
+    score,
+    select,
+    sft,
+    train,
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    module: ModuleType
+    makes: str
+    needs: tuple[str, ...] = ()
+    """Tables handed to ``run`` by name."""
+    also: tuple[str, ...] = ()
+    """Artifacts of which it reads something else: a model folder, facts, one column."""
+
+
+MEASURED = ("prompts", "selection", "responses", "scores", "gradients")
+DECIDED = ("pairs", "clusters", "allocation", "dataset")
+
+STAGES = {
+    "load": Stage(load, makes="prompts"),
+    "embed": Stage(embed, makes="embeddings", needs=("prompts",)),
+    "select": Stage(select, makes="selection", needs=("embeddings",)),
+    "sft": Stage(sft, makes="policy", needs=("prompts",)),
+    "augment": Stage(augment, makes="responses", needs=("prompts", "selection"), also=("policy",)),
+    "score": Stage(score, makes="scores", needs=("prompts", "responses")),
+    "gradients": Stage(
+        gradients, makes="gradients", needs=("prompts", "responses"), also=("policy",)
+    ),
+    "pair": Stage(pair, makes="pairs", needs=("responses", "scores"), also=("gradients",)),
+    "cluster": Stage(cluster, makes="clusters", needs=("pairs", "gradients")),
+    "allocate": Stage(allocate, makes="allocation", needs=("pairs", "clusters")),
+    "export": Stage(
+        export,
+        makes="dataset",
+        needs=("prompts", "responses", "scores", "pairs", "clusters", "allocation"),
+        also=("selection", "gradients", "policy"),
+    ),
+    "train": Stage(train, makes="trained", needs=("dataset",), also=("policy",)),
+    "evaluate": Stage(
+        evaluate,
+        makes="wins",
+        needs=("prompts", "responses", "dataset"),
+        also=("policy", "trained", "scores"),
+    ),
+    "report": Stage(
+        report, makes="figures", also=(*MEASURED, "policy", *DECIDED, "trained", "wins")
+    ),
+}
+
+MAKER = {stage.makes: name for name, stage in STAGES.items()}
+"""Which stage makes a table."""

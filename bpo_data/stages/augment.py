@@ -1,0 +1,210 @@
+"""Fill each kept prompt's pool of responses: the source's own first, then new ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bpo_data.artifacts import Draft
+from bpo_data.errors import UserError, some
+from bpo_data.runtime import Runtime
+from bpo_data.tables import ID, MSG, columns, lookup, lot, maybe
+
+VERSION = 1
+PART_ROWS = 512  # requests of the local client in one part; part of the format
+CLIENTS = ("local", "openai", "given")
+
+
+@dataclass
+class AugmentConfig:
+    client: str = "local"
+    """``local`` samples from the SFT policy in process, ``openai`` from any server that speaks
+    OpenAI's chat API, ``given`` adds nothing to the source's own responses."""
+
+    responses: int = 6
+    """Responses in each prompt's pool, the source's own counted. Our choice."""
+
+    temperature: float = 1.0
+    """Sampling temperature; 1 samples the policy as it is."""
+
+    top_p: float = 1.0
+    """Nucleus sampling; 1 leaves nothing out."""
+
+    max_tokens: int = 512
+    """Tokens a response may have; longer ones are cut, marked ``truncated`` and not used."""
+
+    batch: int = 256
+    """Responses sampled together by the local client."""
+
+    model: str = ""
+    """The server's name of the model, for ``openai``."""
+
+    base_url: str = "https://api.openai.com/v1"
+    """The server, for ``openai``: vLLM, SGLang, a vendor."""
+
+    key_variable: str = "OPENAI_API_KEY"
+    """The environment variable that holds the server's key; the key is never written."""
+
+    seed: int = 0
+    """With the prompt's id and the response's number it seeds each draw."""
+
+    def problems(self) -> Iterator[str]:
+        if self.client not in CLIENTS:
+            yield f"augment.client={self.client}: choose {', '.join(CLIENTS)}."
+        if self.client == "openai" and not self.model:
+            yield "augment.model is empty: name the model that the server at augment.base_url has."
+        if self.responses < 2:
+            yield f"augment.responses={self.responses}: a pair needs at least 2."
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            yield "augment.temperature must be 0 or more and augment.top_p above 0, up to 1."
+        if self.max_tokens < 1 or self.batch < 1:
+            yield "augment.max_tokens and augment.batch must be at least 1."
+
+
+def schema(config: AugmentConfig) -> pa.Schema:
+    return columns(
+        response_id=ID,
+        prompt_id=ID,
+        number=pa.int32(),
+        text=pa.string(),
+        author=pa.string(),
+        state=pa.string(),
+        tokens=maybe(pa.int32()),
+        attempts=pa.int32(),
+    )
+
+
+def run(
+    draft: Draft, config: AugmentConfig, runtime: Runtime, *,
+    prompts: pa.Table, selection: pa.Table,
+) -> None:
+    kept = lookup(prompts, "prompt_id", selection.filter(selection["kept"])["prompt_id"])
+    wanted = pa.Table.from_pylist(list(wanted_rows(kept, config)), schema=WANTED)
+    new = wanted.filter(pc.invert(wanted["given"])).num_rows
+    if new and config.client == "local":
+        sample_locally(draft, config, runtime, wanted)
+    elif new:
+        draft.write(pa.Table.from_pylist(ask_server(draft, config, runtime, wanted), draft.schema))
+    else:
+        draft.write(wanted)
+    rows = draft.read(["state", "author"])
+    draft.facts |= {
+        "prompts": kept.num_rows,
+        "given": rows.num_rows - new,
+        "new": new,
+        "states": dict(sorted(Counter(rows["state"].to_pylist()).items())),
+    }
+
+
+WANTED = schema(AugmentConfig()).append(pa.field("given", pa.bool_())).append(
+    pa.field("prompt", MSG)
+)
+
+
+def wanted_rows(kept: pa.Table, config: AugmentConfig) -> Iterator[dict[str, Any]]:
+    """One row per response of the pool: given ones whole, new ones with the text still empty."""
+    for row in kept.select(["prompt_id", "prompt", "given"]).to_pylist():
+        own = row["given"]
+        total = len(own) if config.client == "given" else max(config.responses, len(own))
+        for number in range(total):
+            given = own[number] if number < len(own) else None
+            yield {
+                "response_id": f"{row['prompt_id']}/{number:02d}",
+                "prompt_id": row["prompt_id"],
+                "number": number,
+                "text": given["text"] if given else "",
+                "author": given["author"] if given else author(config),
+                "state": "ok" if given else "",
+                "tokens": None,
+                "attempts": 0,
+                "given": given is not None,
+                "prompt": row["prompt"],
+            }
+
+
+def author(config: AugmentConfig) -> str:
+    return config.model if config.client == "openai" else "policy"
+
+
+def row_seed(config: AugmentConfig, response_id: str) -> int:
+    """A seed that belongs to one response, below 2^31 as servers want it."""
+    return int(lot(config.seed, response_id)[:8], 16) >> 1
+
+
+def sample_locally(draft: Draft, config: AugmentConfig, runtime: Runtime, wanted: pa.Table) -> None:
+    """Sample from the SFT policy, part by part; a row's text depends on its own seed alone."""
+    from bpo_data.generation import sample
+    from bpo_data.policy import load_policy, policy_location
+
+    model, revision = policy_location(draft.inputs["policy"].folder)
+    policy = load_policy(model, revision, runtime.torch_device(), "auto")
+
+    def make(part: pa.Table) -> pa.Table:
+        rows = part.to_pylist()
+        new = [row for row in rows if not row["given"]]
+        samples = sample(
+            policy,
+            [row["prompt"] for row in new],
+            [row_seed(config, row["response_id"]) for row in new],
+            max_new_tokens=config.max_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            batch_rows=config.batch,
+        )
+        for row, drawn in zip(new, samples, strict=True):
+            row |= {"text": drawn.text, "state": drawn.state, "tokens": drawn.tokens, "attempts": 1}
+        return pa.Table.from_pylist(rows, schema=WANTED)
+
+    draft.map_parts(wanted, make, PART_ROWS)
+
+
+def ask_server(
+    draft: Draft, config: AugmentConfig, runtime: Runtime, wanted: pa.Table
+) -> list[dict[str, Any]]:
+    """Ask the server for every new response. What it has answered before is not asked again."""
+    from bpo_data.llm.client import Endpoint, Request, complete
+    from bpo_data.llm.store import RequestStore
+
+    rows = wanted.to_pylist()
+    new = [row for row in rows if not row["given"]]
+    requests = [
+        (
+            Request(
+                messages=row["prompt"],
+                model=config.model,
+                temperature=config.temperature,
+                top_p=config.top_p,
+                max_tokens=config.max_tokens,
+                seed=row_seed(config, row["response_id"]),
+                extra=None,
+            ),
+            row["number"],
+        )
+        for row in new
+    ]
+    with RequestStore(runtime.store_path()) as store, draft.bar(len(requests), "replies") as bar:
+        replies = complete(
+            requests,
+            endpoint=Endpoint(config.base_url, config.key_variable),
+            store=store,
+            concurrency=runtime.concurrency,
+            on_done=lambda reply: bar.update(1),
+        )
+    for row, reply in zip(new, replies, strict=True):
+        row |= {
+            "text": reply.text, "state": reply.state,
+            "tokens": reply.usage_completion, "attempts": reply.attempts,
+        }
+    failed = sum(reply.state == "http_error" for reply in replies)
+    if failed == len(replies):
+        raise UserError(
+            f"augment: {some(failed, 'request')} to {config.base_url} failed, the last with: "
+            f"{replies[-1].detail}. Check the server and run the same command again."
+        )
+    draft.facts["requests_failed"] = failed
+    return rows

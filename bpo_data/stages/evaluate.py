@@ -1,0 +1,235 @@
+"""The trained policy against the SFT policy, on prompts neither was trained on, by the same judge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bpo_data.artifacts import Draft
+from bpo_data.components.judges import Item, Judge, Verdict
+from bpo_data.errors import UserError
+from bpo_data.policy import Policy
+from bpo_data.runtime import Runtime
+from bpo_data.stages.score import ScoreConfig, items_of
+from bpo_data.statistics import Estimate, mean_by_prompt
+from bpo_data.tables import ID, columns, lot, maybe
+
+VERSION = 1
+
+
+@dataclass
+class EvaluateConfig:
+    prompts: int = 0
+    """Held-out prompts to use, drawn by lot; 0 uses all."""
+
+    draws: int = 2
+    """Responses of each policy per prompt; both sides of a draw share their random numbers."""
+
+    temperature: float = 1.0
+    """Sampling temperature of both policies; 0 compares greedy responses."""
+
+    max_tokens: int = 512
+    """Tokens a response may have."""
+
+    batch: int = 256
+    """Responses sampled together."""
+
+    seed: int = 0
+    """Draws prompts and responses."""
+
+    def problems(self) -> Iterator[str]:
+        if self.prompts < 0:
+            yield f"evaluate.prompts={self.prompts}: give a number of prompts, or 0 for all."
+        if min(self.draws, self.max_tokens, self.batch) < 1:
+            yield "evaluate.draws, evaluate.max_tokens and evaluate.batch must be at least 1."
+        if self.temperature < 0:
+            yield f"evaluate.temperature={self.temperature}: use 0 or more."
+
+
+def schema(config: EvaluateConfig) -> pa.Schema:
+    return columns(
+        prompt_id=ID,
+        draw=pa.int32(),
+        text_sft=pa.string(),
+        text_trained=pa.string(),
+        score_sft=maybe(pa.float32()),
+        score_trained=maybe(pa.float32()),
+        winner=maybe(pa.string()),
+    )
+
+
+def run(
+    draft: Draft, config: EvaluateConfig, runtime: Runtime, *,
+    prompts: pa.Table, responses: pa.Table, dataset: pa.Table,
+) -> None:
+    from bpo_data.policy import load_policy, policy_location
+
+    policies = {}
+    for side, table in (("sft", "policy"), ("trained", "trained")):
+        model, revision = policy_location(draft.inputs[table].folder)
+        policies[side] = load_policy(model, revision, runtime.torch_device(), "auto")
+    asked = held_out(prompts, config)
+    judge = ScoreConfig(**draft.inputs["scores"].manifest["settings"]).judge()
+    if asked and not judge.judges_new:
+        draft.facts["why_no_win_rate"] = (
+            f"score.kind={judge.name} knows the source's own responses only, so new responses "
+            f"have no points; the ranking of held-out pairs is measured instead"
+        )
+    texts = {side: answers(draft, policy, asked, config) for side, policy in policies.items()}
+    known = [item for item in items_of(prompts, responses) if item.given is not None]
+    points = {
+        side: judged(judge, asked, texts[side], known, runtime) for side in policies
+    }
+    rows = [
+        row_of(prompt["prompt_id"], place % config.draws, place, texts, points)
+        for place, prompt in enumerate(asked)
+    ]
+    draft.write(pa.Table.from_pylist(rows, schema=draft.schema))
+    draft.facts |= win_figures(rows)
+    draft.facts["by_topic"] = topic_figures(rows, asked)
+    draft.facts["pair_accuracy"] = shown(pair_accuracy(policies, dataset))
+    if draft.facts["win_rate"] is None and draft.facts["pair_accuracy"] is None:
+        raise UserError(
+            "evaluate: nothing is held out. Raise load.test_share or export.test_share, so that "
+            "there is something to measure on."
+        )
+
+
+def held_out(prompts: pa.Table, config: EvaluateConfig) -> list[dict[str, Any]]:
+    """The test prompts to use, each as often as there are draws."""
+    rows = prompts.filter(pc.equal(prompts["split"], "test")).to_pylist()
+    rows.sort(key=lambda row: lot(config.seed, row["prompt_id"]))
+    used = rows[: config.prompts or len(rows)]
+    used.sort(key=lambda row: row["prompt_id"])
+    return [row for row in used for _ in range(config.draws)]
+
+
+def answers(
+    draft: Draft, policy: Policy, asked: list[dict[str, Any]], config: EvaluateConfig
+) -> list[str]:
+    """A response of this policy for each row; a row's seed is the same for both policies."""
+    from bpo_data.generation import sample
+
+    seeds = [
+        int(lot(config.seed, f"{row['prompt_id']}/{place % config.draws}")[:8], 16)
+        for place, row in enumerate(asked)
+    ]
+    with draft.bar(len(asked), "responses") as bar:
+        samples = sample(
+            policy,
+            [row["prompt"] for row in asked],
+            seeds,
+            max_new_tokens=config.max_tokens,
+            temperature=config.temperature,
+            top_p=1.0,
+            batch_rows=config.batch,
+            progress=bar,
+        )
+    return [drawn.text for drawn in samples]
+
+
+def judged(
+    judge: Judge, asked: list[dict[str, Any]], texts: list[str], known: list[Item],
+    runtime: Runtime,
+) -> list[Verdict]:
+    items = [
+        Item(prompt=row["prompt"], text=text, group=row["prompt_id"], reference=row["reference"])
+        for row, text in zip(asked, texts, strict=True)
+    ]
+    return judge(items, known, runtime, lambda count: None)
+
+
+def row_of(
+    prompt_id: str, draw: int, place: int, texts: dict[str, list[str]],
+    points: dict[str, list[Verdict]],
+) -> dict[str, Any]:
+    """Both responses of a draw, their points and who won; null where a side has no points."""
+    before, after = points["sft"][place].score, points["trained"][place].score
+    winner = None
+    if before is not None and after is not None:
+        winner = "tie" if after == before else "trained" if after > before else "sft"
+    return {
+        "prompt_id": prompt_id,
+        "draw": draw,
+        "text_sft": texts["sft"][place],
+        "text_trained": texts["trained"][place],
+        "score_sft": before,
+        "score_trained": after,
+        "winner": winner,
+    }
+
+
+WORTH = {"trained": 1.0, "tie": 0.5, "sft": 0.0}
+
+
+def win_figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Win rate (ties half) and mean points with 95 % intervals over prompts."""
+    decided = [row for row in rows if row["winner"]]
+    return {
+        "prompts": len({row["prompt_id"] for row in rows}),
+        "comparisons": len(decided),
+        "without_verdict": len(rows) - len(decided),
+        "ties": sum(row["winner"] == "tie" for row in decided),
+        "win_rate": shown(
+            mean_by_prompt((row["prompt_id"], WORTH[row["winner"]]) for row in decided)
+        ),
+        "score_sft": shown(mean_by_prompt((row["prompt_id"], row["score_sft"]) for row in decided)),
+        "score_trained": shown(
+            mean_by_prompt((row["prompt_id"], row["score_trained"]) for row in decided)
+        ),
+    }
+
+
+def topic_figures(
+    rows: list[dict[str, Any]], asked: list[dict[str, Any]]
+) -> dict[str, dict[str, float]]:
+    """Mean points before and after, and comparisons, by the source's own topics."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row, prompt in zip(rows, asked, strict=True):
+        if row["winner"] and prompt["topic"]:
+            groups.setdefault(prompt["topic"], []).append(row)
+    return {
+        topic: {
+            "comparisons": len(found),
+            "sft": round(sum(row["score_sft"] for row in found) / len(found), 3),
+            "trained": round(sum(row["score_trained"] for row in found) / len(found), 3),
+            "win_rate": round(sum(WORTH[row["winner"]] for row in found) / len(found), 3),
+        }
+        for topic, found in sorted(groups.items())
+    }
+
+
+def pair_accuracy(policies: dict[str, Policy], dataset: pa.Table) -> Estimate | None:
+    """Share of held-out pairs in which training moved the chosen response up against the rejected.
+
+    That is DPO's implicit reward accuracy: log-ratio to the SFT policy, chosen above rejected.
+    """
+    from bpo_data.likelihood import log_probs
+
+    rows = dataset.filter(pc.equal(dataset["split"], "test")).to_pylist()
+    if not rows:
+        return None
+    ratio = {}
+    for side in ("chosen", "rejected"):
+        conversations = [(row["prompt"], row[side][0]["content"]) for row in rows]
+        trained, sft = (log_probs(policies[name], conversations) for name in ("trained", "sft"))
+        ratio[side] = trained - sft
+    right = (ratio["chosen"] > ratio["rejected"]).astype(float)
+    return mean_by_prompt(
+        (row["prompt_id"], float(value)) for row, value in zip(rows, right, strict=True)
+    )
+
+
+def shown(estimate: Estimate | None) -> dict[str, float | None] | None:
+    """An estimate as a manifest holds it; an interval that is not finite is null."""
+    if estimate is None:
+        return None
+    return {
+        name: round(value, 4) if math.isfinite(value) else None
+        for name, value in vars(estimate).items()
+    }

@@ -1,0 +1,169 @@
+"""Write the depth-balanced preference dataset: Parquet that a trainer reads as it is, and a card."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bpo_data.artifacts import Draft, write_bytes
+from bpo_data.runtime import Runtime
+from bpo_data.stages.pair import mean_scores
+from bpo_data.statistics import gini
+from bpo_data.tables import ID, MSG, columns, lookup, lot, maybe
+
+VERSION = 1
+
+
+@dataclass
+class ExportConfig:
+    test_share: float = 0.1
+    """Share of the kept prompts whose pairs go to the test split; no prompt is in both."""
+
+    license: str = "unknown"
+    """Licence of the source, for the card; it is never guessed."""
+
+    language: str = "unknown"
+    """Language code of the source, for the card; it is never guessed."""
+
+    seed: int = 0
+    """Draws the prompts of the test split."""
+
+    def problems(self) -> Iterator[str]:
+        if not 0 <= self.test_share < 1:
+            yield f"export.test_share={self.test_share}: a share lies from 0 up to below 1."
+
+
+def schema(config: ExportConfig) -> pa.Schema:
+    return columns(
+        prompt=MSG,
+        chosen=MSG,
+        rejected=MSG,
+        split=pa.string(),
+        pair_id=ID,
+        prompt_id=ID,
+        score_chosen=pa.float32(),
+        score_rejected=pa.float32(),
+        margin=pa.float32(),
+        depth=pa.int32(),
+        cluster=pa.int32(),
+        usefulness=pa.float32(),
+        informativeness=pa.float32(),
+        author_chosen=pa.string(),
+        author_rejected=pa.string(),
+        topic=maybe(pa.string()),
+        source=pa.string(),
+    )
+
+
+def run(
+    draft: Draft, config: ExportConfig, runtime: Runtime, *,
+    prompts: pa.Table, responses: pa.Table, scores: pa.Table, pairs: pa.Table,
+    clusters: pa.Table, allocation: pa.Table,
+) -> None:
+    kept = allocation.filter(allocation["kept"]).sort_by("pair_id")
+    dataset = joined(kept, prompts, responses, scores, pairs, clusters)
+    splits = split_of(dataset["prompt_id"].to_pylist(), config)
+    dataset = dataset.append_column("split", pa.array(splits))
+    for name in ("train", "test"):
+        rows = dataset.filter(pc.equal(dataset["split"], name))
+        if rows.num_rows:
+            draft.write(rows, f"dataset/{name}.parquet")
+    draft.facts |= figures(dataset, allocation)
+    write_bytes(card(draft, config).encode(), draft.file("dataset/README.md"))
+
+
+def joined(
+    kept: pa.Table, prompts: pa.Table, responses: pa.Table, scores: pa.Table, pairs: pa.Table,
+    clusters: pa.Table,
+) -> pa.Table:
+    """One row per kept pair with everything a trainer or a reader asks of it."""
+    pair = lookup(pairs, "pair_id", kept["pair_id"])
+    place = lookup(clusters, "pair_id", kept["pair_id"])
+    owner = lookup(prompts, "prompt_id", kept["prompt_id"])
+    points = mean_scores(scores)
+    table = {
+        "prompt": owner["prompt"],
+        "pair_id": kept["pair_id"],
+        "prompt_id": kept["prompt_id"],
+        "depth": kept["depth"],
+        "margin": pair["margin"],
+        "topic": owner["topic"],
+        "source": owner["source"],
+        **{name: place[name] for name in ("cluster", "usefulness", "informativeness")},
+    }
+    for side in ("chosen", "rejected"):
+        ids = pair[f"{side}_id"]
+        answer = lookup(responses, "response_id", ids)
+        turns = [[{"role": "assistant", "content": text}] for text in answer["text"].to_pylist()]
+        table[side] = pa.array(turns, MSG)
+        table[f"author_{side}"] = answer["author"]
+        table[f"score_{side}"] = pa.array([points[name] for name in ids.to_pylist()], pa.float32())
+    return pa.table(table)
+
+
+def split_of(prompt_ids: list[str], config: ExportConfig) -> list[str]:
+    """The split of each row: whole prompts, drawn by lot."""
+    order = sorted(set(prompt_ids), key=lambda name: lot(config.seed, name))
+    test = set(order[: round(config.test_share * len(order))])
+    return ["test" if name in test else "train" for name in prompt_ids]
+
+
+def figures(dataset: pa.Table, allocation: pa.Table) -> dict[str, Any]:
+    """Counts for the card and the report."""
+    longer = [
+        len(chosen[0]["content"]) > len(rejected[0]["content"])
+        for chosen, rejected in zip(
+            dataset["chosen"].to_pylist(), dataset["rejected"].to_pylist(), strict=True
+        )
+    ]
+    depth = Counter(dataset["prompt_id"].to_pylist())
+    return {
+        "pairs": dataset.num_rows,
+        "prompts": len(depth),
+        "splits": dict(Counter(dataset["split"].to_pylist())),
+        "depths": {str(k): v for k, v in sorted(Counter(depth.values()).items())},
+        "mean_depth": round(dataset.num_rows / len(depth), 3),
+        "gini": round(gini(list(depth.values())), 4),
+        "pool": allocation.num_rows,
+        "chosen_is_longer": round(sum(longer) / len(longer), 4),
+        "mean_margin": round(float(pc.mean(dataset["margin"]).as_py()), 4),
+    }
+
+
+def card(draft: Draft, config: ExportConfig) -> str:
+    """The dataset card, from the template in ``data_cards``."""
+    from jinja2 import Environment, StrictUndefined
+
+    template = template_path().read_text(encoding="utf-8")
+    environment = Environment(  # the card is Markdown, which has no HTML to escape
+        undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, autoescape=False
+    )
+    return environment.from_string(template).render(
+        facts=draft.facts,
+        config=config,
+        inputs=draft.inputs,
+        settings={name: used.manifest["settings"] for name, used in sorted(draft.inputs.items())},
+        has_test="test" in draft.facts["splits"],
+        size=size_category(draft.facts["pairs"]),
+    )
+
+
+def template_path() -> Path:
+    """The card's template: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).parents[1]
+    inside = package / "data_cards" / "TEMPLATE.md"
+    return inside if inside.exists() else package.parent / "data_cards" / "TEMPLATE.md"
+
+
+def size_category(rows: int) -> str:
+    """The hub's word for a size."""
+    for bound, name in ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K")):
+        if rows < bound:
+            return name
+    return "100K<n<1M" if rows < 1_000_000 else "n>1M"

@@ -1,0 +1,207 @@
+"""Read prompts, preference pairs or many responses a prompt; one row per distinct prompt."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from bpo_data.artifacts import Draft
+from bpo_data.components import kinds, sources
+from bpo_data.components.rows import Given, Rejected, Row
+from bpo_data.errors import UserError, some
+from bpo_data.runtime import Runtime
+from bpo_data.tables import ID, MSG, columns, lot, maybe, prompt_id
+
+VERSION = 1
+SPLITS = ("seed", "pool", "test")
+GIVEN = pa.list_(
+    pa.struct([("text", pa.string()), ("author", pa.string()), ("score", pa.float32())])
+)
+REJECTED = pa.schema(
+    [(name, pa.string()) for name in ("origin", "reason", "detail")] + [("raw", pa.binary())]
+)
+
+
+@dataclass
+class LoadConfig:
+    kind: str = "files"
+    """A name in ``components.sources.KINDS``, or ``package.module:name``."""
+
+    path: str = ""
+    """For ``files``: a file, a folder or a pattern of Parquet, JSONL, JSON, CSV or TSV files."""
+
+    columns: dict[str, str] = field(default_factory=dict)
+    """The source's names for prompt, response, score, author, chosen, rejected ...; else guessed."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further options of the kind: ``roles`` of files, the sizes of ``topics``, a hub set's name."""
+
+    test_share: float = 0.1
+    """Share of prompts kept aside for ``evaluate``, where the source has no split of its own."""
+
+    seed_share: float = 0.0
+    """Share of prompts kept for ``sft`` alone; with 0 it trains on the pool's own responses."""
+
+    limit: int = 0
+    """Take this many prompts, drawn by lot; 0 takes all."""
+
+    seed: int = 0
+    """Draws the split and the limit."""
+
+    def source(self) -> sources.Source:
+        """The source these settings name. Raises UserError."""
+        options = dict(self.options)
+        if self.kind == "files":
+            options |= {"path": self.path, "columns": self.columns}
+        return kinds.build(sources.KINDS, self.kind, options, "load.kind")
+
+    def problems(self) -> Iterator[str]:
+        try:
+            yield from self.source().problems()
+        except UserError as error:
+            yield str(error)
+        for name in ("test_share", "seed_share"):
+            if not 0 <= getattr(self, name) < 1:
+                yield f"load.{name}={getattr(self, name)}: a share lies from 0 up to below 1."
+        if self.test_share + self.seed_share >= 1:
+            yield "load.test_share + load.seed_share leave no prompts to work on; lower one."
+        if self.limit < 0:
+            yield f"load.limit={self.limit}: give a number of prompts, or 0 for all."
+
+
+def outside(config: LoadConfig) -> dict[str, str]:
+    """Digests of the files read, so that a changed file is read again."""
+    return config.source().digests()
+
+
+def schema(config: LoadConfig) -> pa.Schema:
+    return columns(
+        prompt_id=ID,
+        prompt=MSG,
+        given=GIVEN,
+        topic=maybe(pa.string()),
+        reference=maybe(pa.string()),
+        split=pa.string(),
+        source=pa.string(),
+    )
+
+
+def run(draft: Draft, config: LoadConfig, runtime: Runtime) -> None:
+    grouped: dict[str, list[Row]] = {}
+    rejected: list[Rejected] = []
+    notices: Counter[str] = Counter()
+    rows_in = 0
+    with draft.bar(0, "rows") as bar:
+        for row in config.source().rows():
+            rows_in += 1
+            bar.update(1)
+            if isinstance(row, Rejected):
+                rejected.append(row)
+            else:
+                grouped.setdefault(prompt_id(row.prompt), []).append(row)
+                notices.update(row.notices)
+    write_rejected(draft, rejected)
+    if not grouped:
+        raise UserError(
+            f"load: none of {some(rows_in, 'row')} can be used. The reasons: "
+            f"{reasons(rejected) or 'the source is empty'}. Check load.path and load.columns."
+        )
+    kept = limited(grouped, config)
+    split = splits(kept, config)
+    table = [
+        prompt_row(name, kept[name], split[name], notices) for name in sorted(kept)
+    ]
+    draft.write(pa.Table.from_pylist(table, schema=draft.schema))
+    by_split = Counter(row["split"] for row in table)
+    draft.facts |= {
+        "rows_in": rows_in,
+        "rows_rejected": len(rejected),
+        "rejected_by_reason": dict(Counter(row.reason for row in rejected)),
+        "rows_of_prompts_left_out_by_limit": sum(
+            len(rows) for name, rows in grouped.items() if name not in kept
+        ),
+        "prompts": {name: by_split[name] for name in SPLITS},
+        "responses_given": sum(len(row["given"]) for row in table),
+        "notices": dict(sorted(notices.items())),
+    }
+
+
+def write_rejected(draft: Draft, rejected: Iterable[Rejected]) -> None:
+    rows = [vars(row) for row in rejected]
+    draft.write_beside(pa.Table.from_pylist(rows, schema=REJECTED), "rejected.parquet")
+
+
+def reasons(rejected: Iterable[Rejected]) -> str:
+    """``wrong_type 3 (a.jsonl:4: ...)``: each reason, how often, and where first."""
+    first: dict[str, Rejected] = {}
+    count: Counter[str] = Counter()
+    for row in rejected:
+        first.setdefault(row.reason, row)
+        count[row.reason] += 1
+    return "; ".join(
+        f"{reason} {number} ({first[reason].origin}: {first[reason].detail})"
+        for reason, number in count.most_common(3)
+    )
+
+
+def limited(grouped: dict[str, list[Row]], config: LoadConfig) -> dict[str, list[Row]]:
+    if not config.limit:
+        return grouped
+    drawn = sorted(grouped, key=lambda name: lot(config.seed, name))[: config.limit]
+    return {name: grouped[name] for name in drawn}
+
+
+def splits(grouped: dict[str, list[Row]], config: LoadConfig) -> dict[str, str]:
+    """The split of each prompt: the source's own word, else by lot at the asked shares."""
+    split: dict[str, str] = {}
+    for name, rows in grouped.items():
+        said = {row.split for row in rows if row.split}
+        unknown = said - set(SPLITS)
+        if unknown or len(said) > 1:
+            raise UserError(
+                f"{rows[0].origin}: split {', '.join(sorted(said))} of one prompt; it must be one "
+                f"of {', '.join(SPLITS)}. Name another column with load.columns.split."
+            )
+        if said:
+            split[name] = said.pop()
+    open_to = sorted(grouped.keys() - split.keys(), key=lambda name: lot(config.seed, name))
+    test = round(config.test_share * len(open_to))
+    seed = round(config.seed_share * len(open_to))
+    for place, name in enumerate(open_to):
+        split[name] = "test" if place < test else "seed" if place < test + seed else "pool"
+    return split
+
+
+def prompt_row(name: str, rows: list[Row], split: str, notices: Counter[str]) -> dict[str, Any]:
+    """Rows of one prompt as one: their responses pooled, exact repeats collapsed and counted.
+
+    Responses are put in the order of author and text, so the order of the source changes nothing.
+    """
+    pooled = [given for row in rows for given in row.given]
+    distinct = sorted(set(pooled), key=given_order)
+    if len(rows) > 1:
+        notices["repeated_prompt"] += len(rows) - 1
+    if len(distinct) < len(pooled):
+        notices["repeated_response"] += len(pooled) - len(distinct)
+    scores: dict[str, set[float | None]] = {}
+    for given in distinct:
+        scores.setdefault(given.text, set()).add(given.score)
+    notices["contradicting_scores"] += any(len(score) > 1 for score in scores.values())
+    first = min(rows, key=lambda row: row.origin)
+    return {
+        "prompt_id": name,
+        "prompt": list(first.prompt),
+        "given": [vars(given) for given in distinct],
+        "topic": first.topic,
+        "reference": first.reference,
+        "split": split,
+        "source": first.origin,
+    }
+
+
+def given_order(given: Given) -> tuple[str, str, float]:
+    return given.author, given.text, -1.0 if given.score is None else given.score

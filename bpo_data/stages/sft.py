@@ -1,0 +1,236 @@
+"""The policy that will answer: trained on seed responses, continued from a model, or taken as is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from bpo_data import training
+from bpo_data.errors import UserError
+from bpo_data.policy import (
+    Policy,
+    Scratch,
+    check_location,
+    encode,
+    load_policy,
+    make_policy,
+    plain_messages,
+    save_policy,
+)
+from bpo_data.runtime import Runtime, quiet_libraries
+from bpo_data.tables import Message, columns
+
+if TYPE_CHECKING:
+    from bpo_data.artifacts import Draft
+
+VERSION = 1
+LOG = {"loss": "loss", "learning_rate": "learning_rate", "accuracy": "mean_token_accuracy"}
+
+
+@dataclass
+class SftConfig:
+    kind: str = "scratch"
+    """``scratch`` (a new small Llama), ``continue`` (train ``model`` on) or ``given`` (use it)."""
+
+    model: str = ""
+    """A folder or a model of the hub, for ``continue`` and ``given``."""
+
+    revision: str = ""
+    """Branch, tag or commit of a hub model; empty means its main branch."""
+
+    scratch: Scratch = field(default_factory=Scratch)
+    """Sizes of the model, for ``scratch``."""
+
+    take: str = "all"
+    """Responses of a prompt to learn from: ``all`` of them, or the ``best`` scored one."""
+
+    steps: int = 1500
+    """Updates of the weights."""
+
+    batch: int = 64
+    """Responses an update."""
+
+    accumulate: int = 1
+    """Passes that a batch is split over, when it does not fit the memory at once."""
+
+    learning_rate: float = 3e-3
+    """Highest step size, for ``scratch``; a pretrained model wants about 1e-5."""
+
+    warmup_steps: int = 50
+    """Updates until the learning rate is full; it then falls as a cosine."""
+
+    adam_beta1: float = 0.9
+    """AdamW's memory of the gradient."""
+
+    adam_beta2: float = 0.98
+    """AdamW's memory of the squared gradient."""
+
+    weight_decay: float = 0.01
+    """AdamW's pull of the weights towards zero."""
+
+    max_length: int = 0
+    """Tokens of prompt and response, longer ones are cut; 0 means what the model can hold."""
+
+    dtype: str = "float32"
+    """Precision of the arithmetic: ``float32``, or ``bfloat16`` on a GPU that has it."""
+
+    gradient_checkpointing: bool = False
+    """Compute activations twice to save memory, for large models."""
+
+    seed: int = 0
+    """Decides the first weights and the order of the rows."""
+
+    def problems(self) -> Iterator[str]:
+        """One line for each setting that cannot work, before any work."""
+        if self.kind not in ("scratch", "continue", "given"):
+            yield f"sft.kind={self.kind}: choose scratch, continue or given."
+        if self.kind in ("continue", "given") and not self.model:
+            yield f"sft.kind={self.kind} needs sft.model: a folder or a model of the hub."
+        if self.kind == "scratch" and self.model:
+            yield f"sft.model={self.model} has no use with sft.kind=scratch. Use continue or given."
+        if self.take not in ("all", "best"):
+            yield f"sft.take={self.take}: choose all or best."
+        if self.steps < 1:
+            yield f"sft.steps={self.steps}: use at least 1."
+        yield from self.scratch.problems("sft.scratch")
+        yield from training.problems(self, "sft")
+
+
+def schema(config: SftConfig) -> pa.Schema:
+    """The training log; empty for ``kind=given``."""
+    return columns(step=pa.int32(), **{name: pa.float32() for name in LOG})
+
+
+def run(draft: Draft, config: SftConfig, runtime: Runtime, *, prompts: pa.Table) -> None:
+    """Write ``model/`` and the training log, or ``model.json`` pointing to the given model."""
+    quiet_libraries()
+    if config.kind == "given":
+        check_location(config.model)
+        pointer = {"model": config.model, "revision": config.revision}
+        draft.file("model.json").write_text(json.dumps(pointer), encoding="utf-8")
+        draft.facts = {"kind": config.kind, "model": config.model, "revision": config.revision}
+        draft.write(draft.schema.empty_table())
+        return
+    device = runtime.torch_device()
+    lessons = chosen_lessons(prompts, config.take)
+    policy = starting_policy(config, lessons, device)
+    rows = fitting(policy, lessons, config.max_length or policy.context)
+    trainer = make_trainer(draft, config, device, policy, [lessons[row] for row in rows.kept])
+    with draft.bar(config.steps, "updates") as bar:
+        lines = training.train(trainer, bar)
+    save_policy(policy, draft.file("model"))
+    draft.facts = {
+        "kind": config.kind,
+        "responses": len(rows.kept),
+        "cut": rows.cut,
+        "dropped": rows.dropped,
+        "parameters": policy.model.num_parameters(),
+        "vocabulary": len(policy.tokenizer),
+        "loss": lines[-1]["loss"],
+    }
+    draft.write(pa.table(training.log_columns(lines, LOG)).cast(draft.schema))
+
+
+Lesson = tuple[list[Message], str]
+
+
+def chosen_lessons(prompts: pa.Table, take: str) -> list[Lesson]:
+    """(prompt, response) to learn from: the source's seed split, or without one all but its test.
+
+    Raises UserError when no such prompt has a response.
+    """
+    splits = prompts["split"].to_pylist()
+    wanted = ("seed",) if "seed" in splits else ("pool", None)
+    lessons = []
+    for prompt, given, split in zip(
+        prompts["prompt"].to_pylist(), prompts["given"].to_pylist(), splits, strict=True
+    ):
+        if split in wanted:
+            lessons += [(prompt, response["text"]) for response in taken(given, take)]
+    if not lessons:
+        raise UserError(
+            "sft has no responses to learn from: the source gives none with its prompts. "
+            "Name the column of responses in load.columns, or use sft.kind=given sft.model=..."
+        )
+    return lessons
+
+
+def taken(given: list[dict[str, Any]], take: str) -> list[dict[str, Any]]:
+    """The responses of a prompt that are learnt from; with equal scores the first is the best."""
+    written = [response for response in given if response["text"].strip()]
+    if take == "all" or not written:
+        return written
+    floor = float("-inf")
+    return [max(written, key=lambda one: floor if one["score"] is None else one["score"])]
+
+
+def starting_policy(config: SftConfig, lessons: list[Lesson], device: str) -> Policy:
+    """The policy before its first update."""
+    if config.kind == "continue":
+        return load_policy(config.model, config.revision or None, device, "float32")
+    talks = ([*prompt, Message(role="assistant", content=text)] for prompt, text in lessons)
+    policy = make_policy(talks, config.scratch, config.seed)
+    policy.model.to(device)
+    return policy
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Which lessons a length leaves: row numbers kept, and how many were cut or dropped."""
+
+    kept: list[int]
+    cut: int
+    dropped: int
+
+
+def fitting(policy: Policy, lessons: list[Lesson], longest: int) -> Fitting:
+    """Count what the trainer will cut; a prompt that leaves no room for its response is dropped."""
+    kept, cut = [], 0
+    for row, (prompt, response) in enumerate(lessons):
+        before, after = encode(policy.tokenizer, prompt, response)
+        if len(before) < longest:
+            kept.append(row)
+            cut += len(before) + len(after) > longest
+    if not kept:
+        raise UserError(
+            f"sft: all {len(lessons):,} prompts fill {longest} tokens, which leaves no room for a "
+            f"response. Raise sft.max_length and sft.scratch.positions."
+        )
+    return Fitting(kept, cut, len(lessons) - len(kept))
+
+
+def make_trainer(
+    draft: Draft, config: SftConfig, device: str, policy: Policy, lessons: list[Lesson]
+) -> Any:
+    """TRL's SFTTrainer with the loss on the response only."""
+    import datasets
+    from trl import SFTConfig, SFTTrainer
+
+    datasets.disable_progress_bars()
+    rows = [
+        {
+            "prompt": plain_messages(policy.tokenizer, prompt),
+            "completion": plain_messages(
+                policy.tokenizer, [Message(role="assistant", content=response)]
+            ),
+        }
+        for prompt, response in lessons
+    ]
+    settings = SFTConfig(
+        **training.arguments(config, "sft", device, draft.scratch("trainer")),
+        lr_scheduler_type="cosine",
+        logging_steps=max(1, config.steps // training.LOG_ROWS),
+        train_sampling_strategy="group_by_length",
+        completion_only_loss=True,
+        max_length=config.max_length or policy.context,
+    )
+    return SFTTrainer(
+        model=policy.model,
+        args=settings,
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=policy.tokenizer,
+    )

@@ -1,0 +1,99 @@
+"""What the two training stages share: one way to call a TRL trainer, quietly and repeatably."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bpo_data.errors import UserError
+
+DTYPES = ("float32", "bfloat16")
+LOG_ROWS = 64
+"""Lines of a training log, about."""
+
+
+def problems(config: Any, section: str) -> Iterator[str]:
+    """One line for each optimiser setting, common to both stages, that cannot work."""
+    for name in ("batch", "accumulate"):
+        if getattr(config, name) < 1:
+            yield f"{section}.{name}={getattr(config, name)}: use at least 1."
+    if config.accumulate > 0 and config.batch % config.accumulate:
+        yield (
+            f"{section}.batch={config.batch} cannot be split over {section}.accumulate="
+            f"{config.accumulate} passes. Use a multiple."
+        )
+    for name in ("warmup_steps", "max_length", "seed"):
+        if getattr(config, name) < 0:
+            yield f"{section}.{name}={getattr(config, name)}: use 0 or more."
+    if not 0 < config.learning_rate < 1:
+        yield f"{section}.learning_rate={config.learning_rate}: use a number between 0 and 1."
+    for name in ("adam_beta1", "adam_beta2"):
+        if not 0 <= getattr(config, name) < 1:
+            yield f"{section}.{name}={getattr(config, name)}: use 0 to below 1."
+    if config.dtype not in DTYPES:
+        yield f"{section}.dtype={config.dtype}: choose {' or '.join(DTYPES)}."
+
+
+def arguments(config: Any, section: str, device: str, folder: Path) -> dict[str, Any]:
+    """Settings common to TRL's SFTConfig and DPOConfig; nothing is reported or saved on the way.
+
+    Raises UserError when bfloat16 is asked for on a device that lacks it.
+    """
+    import torch
+
+    half = config.dtype == "bfloat16"
+    if half and (device == "cpu" or not torch.cuda.is_bf16_supported()):
+        raise UserError(
+            f"{section}.dtype=bfloat16 needs a GPU that has it. Use {section}.dtype=float32."
+        )
+    return {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": config.batch // config.accumulate,
+        "gradient_accumulation_steps": config.accumulate,
+        "learning_rate": config.learning_rate,
+        "adam_beta1": config.adam_beta1,
+        "adam_beta2": config.adam_beta2,
+        "weight_decay": config.weight_decay,
+        "warmup_steps": config.warmup_steps,
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "max_steps": config.steps or -1,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "use_cpu": device == "cpu",
+        "bf16": half,
+        "fp16": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "push_to_hub": False,
+    }
+
+
+def train(trainer: Any, bar: Any) -> list[dict[str, float]]:
+    """Run a trainer; the log lines it made, each with its ``step``."""
+    from transformers import PrinterCallback, TrainerCallback
+
+    class Progress(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            bar.update(1)
+
+    bar.reset(total=trainer.args.max_steps if trainer.args.max_steps > 0 else None)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Progress)
+    cache = trainer.model.config.use_cache
+    trainer.train()
+    trainer.model.config.use_cache = cache
+    trainer.model.eval()
+    return [line for line in trainer.state.log_history if "loss" in line]
+
+
+def log_columns(
+    lines: list[dict[str, float]], names: Mapping[str, str]
+) -> dict[str, list[float]]:
+    """Log lines as columns: ``names`` maps our column to TRL's key."""
+    steps: dict[str, list[float]] = {"step": [line["step"] for line in lines]}
+    return steps | {
+        ours: [float(line[theirs]) for line in lines] for ours, theirs in names.items()
+    }
