@@ -81,33 +81,44 @@ class Hub:
 
     def __init__(
         self,
-        name: str,
+        name: str = "",
         subset: str = "",
         split: str = "train",
         revision: str = "main",
         columns: Mapping[str, str] | None = None,
+        roles: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.subset = subset
         self.split = split
         self.revision = revision
         self.columns = dict(columns or {})
+        self.roles = dict(roles or {})
 
     def problems(self) -> Iterator[str]:
-        if self.revision == "main":
-            return
-        yield from ()
+        if not self.name:
+            yield "load.options.name is empty: name a dataset of the hub."
 
     def digests(self) -> dict[str, str]:
         """The revision is the digest: pin a commit to be sure of the rows."""
         return {f"{self.name}/{self.subset}/{self.split}": self.revision}
 
     def rows(self) -> Iterator[Row | Rejected]:
-        from bpo_data.components.reading import Columns
+        from bpo_data.components.layouts import Columns, Converter
+        from bpo_data.components.strict_json import Bad
 
+        converter: Converter | None = None
         for number, record in enumerate(self.records()):
             origin = f"{self.name}@{self.revision}#{number}"
-            yield convert(record, origin, Columns(**self.columns))
+            try:
+                if converter is None:
+                    columns = Columns(**self.columns)
+                    converter = Converter(record.keys(), columns, self.roles, textual=False)
+                yield converter.row(record, origin)
+            except Bad as bad:
+                if converter is None:
+                    raise UserError(f"{self.name}: {bad.detail}") from bad
+                yield Rejected(origin, bad.reason, bad.detail, repr(record).encode())
 
     def records(self) -> Iterator[dict[str, Any]]:
         import datasets

@@ -137,8 +137,8 @@ def noisy(topic: Topic, answer: str, world: World, draw: random.Random) -> str:
 def verify(prompt: Sequence[Message], response: str, reference: str | None) -> tuple[float, str]:
     """Points from 1 to 10 for a response, and why in words.
 
-    1 + content + form. Content: 6 for the right answer, else 3 times the similarity to it (1 minus
-    the edit distance over the longer length). Form: 3 for the wanted style, 1 for another of
+    1 + content + form. Content: 5 for the right answer, else 2.5 times the similarity to it (1 minus
+    the edit distance over the longer length). Form: 4 for the wanted style, 1 for another of
     ``STYLES``, 0 for none. Hedged, empty and overlong responses get 1. Only ``reference`` is read,
     not ``prompt``. Raises ValueError when it is missing or unreadable.
     """
@@ -151,14 +151,14 @@ def verify(prompt: Sequence[Message], response: str, reference: str | None) -> t
     style, content = taken_apart(text)
     if style == "hedged":
         return 1.0, "The response only guesses."
-    form = 3.0 if style == wanted else 1.0 if style else 0.0
+    form = 4.0 if style == wanted else 1.0 if style else 0.0
     manner = f"in the wanted style ({wanted})"
     if style != wanted:
         manner = f"{f'in style {style}' if style else 'in no known style'}, wanted {wanted}"
     if content.casefold() == answer.casefold():
-        return 7.0 + form, f"Right answer {manner}."
+        return 6.0 + form, f"Right answer {manner}."
     near = similarity(content.casefold(), answer.casefold())
-    return round(1.0 + 3.0 * near + form, 2), f"Wrong answer, {near:.0%} alike, {manner}."
+    return round(1.0 + 2.5 * near + form, 2), f"Wrong answer, {near:.0%} alike, {manner}."
 
 
 def read_reference(reference: str | None) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from bpo_data.gradients.capture import Capture, linear_layers
 from bpo_data.gradients.projection import Sketch
@@ -40,6 +41,7 @@ class Measured:
 class ResponseGradients:
     """Measures projected gradients of single responses under a causal language model.
 
+    ``model`` is one of transformers, bare or with PEFT's adapters around its linear layers.
     Per linear layer a gradient G (outputs x inputs) is kept as L G R^T, rank x rank numbers; the
     layers follow one another in the order of their names, and a sparse sign sketch folds the whole
     to ``dim`` numbers where it is wider (else it is left whole, and ``self.dim`` says how wide).
@@ -54,7 +56,7 @@ class ResponseGradients:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         *,
         rank: int,
         dim: int,
@@ -64,8 +66,8 @@ class ResponseGradients:
     ) -> None:
         if rank < 1 or dim < 1:
             raise ValueError(f"rank={rank}, dim={dim}: both must be at least 1")
-        self.model: Any = model
-        head = self.model.get_output_embeddings()
+        self.model = model
+        head = model.get_output_embeddings()
         if head is None:
             raise ValueError(f"{type(model).__name__} has no output head: not a language model")
         self._head: nn.Module = head

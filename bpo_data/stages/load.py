@@ -56,7 +56,9 @@ class LoadConfig:
         """The source these settings name. Raises UserError."""
         options = dict(self.options)
         if self.kind == "files":
-            options |= {"path": self.path, "columns": self.columns}
+            options["path"] = self.path
+        if self.kind in ("files", "hub"):
+            options["columns"] = self.columns
         return kinds.build(sources.KINDS, self.kind, options, "load.kind")
 
     def problems(self) -> Iterator[str]:
