@@ -185,5 +185,5 @@ def test_huge_margins_stay_finite():
 
 
 def test_an_unknown_loss_is_named_with_its_nearest():
-    with pytest.raises(ValueError, match="no loss 'sigmoyd'.*Did you mean sigmoid"):
+    with pytest.raises(ValueError, match=r"no loss 'sigmoyd'.*Did you mean sigmoid"):
         coefficients("sigmoyd", CHOSEN, REJECTED, BETA)

@@ -97,7 +97,7 @@ def read(arguments: Sequence[str]) -> Asked:
         values = read_recipe(recipe)
     except UserError as error:
         problems.append(str(error))
-    values |= settings
+    values = {**without_stale_options(values, settings), **settings}
     config = build(values, problems)
     stages = wanted(words.get("stage", "all"), problems)
     plan = words.get("plan", "false")
@@ -107,6 +107,16 @@ def read(arguments: Sequence[str]) -> Asked:
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     return Asked(config, stages, recipe, plan == "true")
+
+
+def without_stale_options(values: dict[str, Any], settings: dict[str, str]) -> dict[str, Any]:
+    """A recipe's settings, less the options of a kind that the command line replaces."""
+    replaced = {
+        key.removesuffix("kind") + "options"
+        for key, value in settings.items()
+        if key.endswith(".kind") and values.get(key) != value
+    }
+    return {key: value for key, value in values.items() if key not in replaced}
 
 
 def split_words(

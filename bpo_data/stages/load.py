@@ -66,6 +66,11 @@ class LoadConfig:
             yield from self.source().problems()
         except UserError as error:
             yield str(error)
+        if self.path and self.kind in ("topics", "hub"):
+            yield (
+                f"load.path={self.path} has no use with load.kind={self.kind}. Add "
+                f"recipe=own_data, or load.kind=files."
+            )
         for name in ("test_share", "seed_share"):
             if not 0 <= getattr(self, name) < 1:
                 yield f"load.{name}={getattr(self, name)}: a share lies from 0 up to below 1."
