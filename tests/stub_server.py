@@ -54,7 +54,9 @@ def message(content: Any, finish: str | None = "stop", **more: Any) -> Fault:
 def completion(said: Payload, finish: str | None) -> Payload:
     return {
         "object": "chat.completion",
-        "choices": [{"index": 0, "message": {"role": "assistant", **said}, "finish_reason": finish}],
+        "choices": [
+            {"index": 0, "message": {"role": "assistant", **said}, "finish_reason": finish}
+        ],
         "usage": {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18},
     }
 
@@ -63,6 +65,10 @@ def default_reply(payload: Payload) -> str:
     """Words that depend on the messages and the seed alone."""
     whole = json.dumps([payload["messages"], payload.get("seed")], sort_keys=True)
     return f"answer {hashlib.sha256(whole.encode()).hexdigest()[:12]}"
+
+
+def written(payload: Payload) -> str:
+    return json.dumps(payload, sort_keys=True)
 
 
 class StubServer:
@@ -96,9 +102,9 @@ class StubServer:
         return f"http://127.0.0.1:{self.server.server_address[1]}/v1"
 
     def asked(self) -> Counter[str]:
-        """How often each body came."""
+        """How often each body came, by its ``written`` form."""
         with self.lock:
-            return Counter(json.dumps(payload, sort_keys=True) for payload in self.payloads)
+            return Counter(map(written, self.payloads))
 
     def answer(self, payload: Payload) -> Fault:
         with self.lock:

@@ -160,24 +160,26 @@ def largest_remainder(
 ) -> np.ndarray:
     """Whole numbers in proportion to ``weights`` that add up to ``total`` (Hamilton's method).
 
-    Ties go to the lower index. With ``room`` no share passes its room, and what is cut off is
-    shared again among the rest; the sum falls short only where the whole room is less.
+    Ties go to the lower index. With ``room``, shares that would pass their room stop there and
+    the rest is shared among the others; the sum falls short only where the whole room is less.
     """
     import numpy as np
 
+    weights = np.asarray(weights, dtype=np.float64)
     shares = np.zeros(len(weights), dtype=np.int64)
-    open_to = np.asarray(weights, dtype=np.float64).copy()
-    while total > 0 and open_to.sum() > 0:
-        exact = open_to * total / open_to.sum()
-        given = np.floor(exact).astype(np.int64)
-        by_remainder = np.lexsort((np.arange(len(exact)), -(exact - given)))
-        by_remainder = by_remainder[open_to[by_remainder] > 0]
-        given[by_remainder[: total - int(given.sum())]] += 1
-        if room is not None:
-            given = np.minimum(given, room - shares)
-        shares += given
-        total -= int(given.sum())
-        if room is None or given.sum() == 0:
+    open_to = weights > 0
+    exact = np.zeros(len(weights))
+    while open_to.any():
+        exact = np.where(open_to, weights, 0) * total / weights[open_to].sum()
+        full = open_to & (exact >= room) if room is not None else np.zeros_like(open_to)
+        if not full.any():
             break
-        open_to[shares >= room] = 0
+        shares[full] = np.asarray(room)[full]
+        total -= int(shares[full].sum())
+        open_to &= ~full
+    if open_to.any():
+        shares[open_to] = np.floor(exact[open_to])
+        left = total - int(shares[open_to].sum())
+        by_remainder = np.lexsort((np.arange(len(exact)), shares - exact))
+        shares[by_remainder[open_to[by_remainder]][:left]] += 1
     return shares

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -9,10 +10,10 @@ if TYPE_CHECKING:
 
 
 class Clusterer(Protocol):
-    def __call__(self, vectors: np.ndarray, k: int, seed: int) -> np.ndarray:
-        """(n, d) float32 rows -> the cluster of each row, (n,) whole numbers below ``k``.
+    def __call__(self, vectors: np.ndarray, weights: np.ndarray, k: int, seed: int) -> np.ndarray:
+        """(n, d) float32 distinct rows -> the cluster of each, (n,) whole numbers below ``k``.
 
-        ``k`` is at most the number of distinct rows.
+        ``weights`` (n,) float32 say how often each row stands; ``k`` is at most n.
         """
 
 
@@ -25,7 +26,7 @@ class FaissKMeans:
         self.iterations = iterations
         self.restarts = restarts
 
-    def __call__(self, vectors: np.ndarray, k: int, seed: int) -> np.ndarray:
+    def __call__(self, vectors: np.ndarray, weights: np.ndarray, k: int, seed: int) -> np.ndarray:
         import faiss
 
         means = faiss.Kmeans(
@@ -38,7 +39,7 @@ class FaissKMeans:
             # FAISS trains on 256 rows per centroid by default; the rest would have no say.
             max_points_per_centroid=vectors.shape[0],
         )
-        means.train(vectors)
+        means.train(vectors, weights=weights)
         _, nearest = means.index.search(vectors, 1)
         return nearest[:, 0]
 
@@ -52,11 +53,11 @@ class SklearnKMeans:
         self.n_init = n_init
         self.iterations = iterations
 
-    def __call__(self, vectors: np.ndarray, k: int, seed: int) -> np.ndarray:
+    def __call__(self, vectors: np.ndarray, weights: np.ndarray, k: int, seed: int) -> np.ndarray:
         from sklearn.cluster import KMeans
 
         means = KMeans(k, n_init=self.n_init, max_iter=self.iterations, random_state=seed)
-        return means.fit_predict(vectors)
+        return means.fit_predict(vectors, sample_weight=weights)
 
 
 KINDS = {"faiss_kmeans": FaissKMeans, "sklearn_kmeans": SklearnKMeans}
@@ -67,21 +68,39 @@ def grouped(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cluster rows: -> cluster (n,) int32, distance to its centre (n,) float32, centres (k', d).
 
-    ``k`` is lowered to the number of distinct rows. The centres are the means of the rows that
-    ended in them, and clusters that ended empty are dropped, so k' may be smaller: the numbers
-    hold whatever the library did on its last step.
+    Rows that are equal are clustered once, with their number as weight: a start on two equal rows
+    would waste a centre. ``k`` is lowered to the number of distinct rows. The centres are the
+    means of the rows that ended in them, and clusters that ended empty are dropped, so k' may be
+    smaller: the numbers hold whatever the library did on its last step.
     """
     import numpy as np
     from threadpoolctl import threadpool_limits
 
-    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    distinct = len({hash(row.tobytes()) for row in vectors})
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32) + 0.0  # -0.0 and 0.0 are one number
+    first, of_distinct, count = distinct_rows(vectors)
     with threadpool_limits(threads):
-        labels = clusterer(vectors, min(k, distinct), seed)
-    _, labels, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        weights = count.astype(np.float32)
+        found = clusterer(vectors[first], weights, min(k, len(first)), seed)
+    _, labels, sizes = np.unique(found[of_distinct], return_inverse=True, return_counts=True)
     starts = np.cumsum(sizes) - sizes
     in_order = vectors[np.argsort(labels, kind="stable")]
     sums = np.add.reduceat(in_order, starts, axis=0, dtype=np.float64)
     centres = (sums / sizes[:, None]).astype(np.float32)
     distance = np.linalg.norm(vectors - centres[labels], axis=1)
     return labels.astype(np.int32), distance.astype(np.float32), centres
+
+
+def distinct_rows(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where each distinct row stands first (m,), which one each row is (n,), how often (m,)."""
+    import numpy as np
+
+    number: dict[bytes, int] = {}
+    first: list[int] = []
+    of_distinct = np.empty(len(vectors), dtype=np.int64)
+    for row, vector in enumerate(vectors):
+        digest = hashlib.sha256(vector.tobytes()).digest()
+        if digest not in number:
+            number[digest] = len(first)
+            first.append(row)
+        of_distinct[row] = number[digest]
+    return np.array(first), of_distinct, np.bincount(of_distinct)

@@ -131,7 +131,20 @@ def noisy(topic: Topic, answer: str, world: World, draw: random.Random) -> str:
     if draw.random() < topic.wrong:
         others = (topic.ask(draw.randrange(topic.size), world)[1] for _ in range(20))
         answer = next((other for other in others if other != answer), answer)
-    return STYLES[draw.choice(tuple(STYLES))].format(answer)
+    return STYLES[draw.choices(*manners(topic))[0]].format(answer)
+
+
+def manners(topic: Topic) -> tuple[tuple[str, ...], list[float]]:
+    """The five styles and how often seed responses of a topic use each.
+
+    Every topic has a bad habit, the style listed after its house style, which is used most. A
+    policy that learns this has to look at the topic before it writes the first word; without that,
+    a few hundred pairs do not teach it which topic wants which style.
+    """
+    names = tuple(STYLES)
+    habit = names[(names.index(topic.style) + 1) % len(names)]
+    shares = {name: 0.10 for name in names} | {"hedged": 0.15, topic.style: 0.25, habit: 0.40}
+    return names, [shares[name] for name in names]
 
 
 def verify(prompt: Sequence[Message], response: str, reference: str | None) -> tuple[float, str]:

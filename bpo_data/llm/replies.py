@@ -20,7 +20,7 @@ STATES = (
 """The closed set: every request ends in exactly one, so counts by state add up to the requests."""
 
 ANSWERED = frozenset({"ok", "truncated", "empty", "refused", "filtered"})
-"""States of a completion that was made and paid for: kept in the store, never asked again."""
+"""States in which the server has spoken: kept in the store, never asked (or paid) again."""
 
 BROKEN_FINISHES = frozenset({"error", "abort"})
 """``finish_reason``s of servers that gave up half-way: what they sent is no answer."""

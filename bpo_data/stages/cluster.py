@@ -93,7 +93,7 @@ def run(
     draft.facts |= {
         "clusters": len(centres),
         "zero_gradients": int((length == 0).sum()),
-        "distinct_gradients": len({hash(row.tobytes()) for row in directions}),
+        "distinct_gradients": len(clusterers.distinct_rows(directions)[0]),
         "mean_usefulness": round(float(usefulness.mean()), 4),
     }
 

@@ -1,0 +1,34 @@
+"""Requests and settings that the client's tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from stub_server import StubServer
+
+from bpo_data.llm.client import Endpoint, Patience, Reply, Request, complete
+from bpo_data.llm.store import RequestStore
+from bpo_data.tables import Message
+
+QUICK = Patience(attempts=4, first_wait=0.01, longest_wait=0.02, timeout=5.0)
+
+
+def asking(number: int = 0, system: str = "Be brief.", **changes: Any) -> Request:
+    messages: list[Message] = [
+        {"role": "system", "content": system},
+        {"role": "user", "content": f"What is {number} + {number}?"},
+    ]
+    request = Request(messages, "tiny", temperature=1, top_p=0.9, max_tokens=64, seed=number)
+    return replace(request, **changes)
+
+
+def ask(
+    server: StubServer,
+    store: RequestStore,
+    requests: Sequence[tuple[Request, int]] = ((asking(), 0),),
+    **more: Any,
+) -> list[Reply]:
+    settings = {"concurrency": 1, "patience": QUICK, **more}
+    return complete(requests, endpoint=Endpoint(server.url), store=store, **settings)

@@ -1,0 +1,224 @@
+"""The client over loopback against a server that fails in every way we have met."""
+
+from __future__ import annotations
+
+import email.utils
+import logging
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from asking import QUICK, ask, asking
+from stub_server import Fault, StubServer, busy, echo_key, message, refused
+
+from bpo_data.errors import UserError
+from bpo_data.llm.client import Patience
+from bpo_data.llm.store import RequestStore
+
+SECRET = "sk-live-0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key, and no proxy between the client and loopback."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[RequestStore]:
+    with RequestStore(tmp_path / "requests.sqlite") as opened:
+        yield opened
+
+
+NULL = {"reasoning": "Let me think about this."}
+ANSWERS = {
+    "truncated": (message("Four, bec", "length"), "truncated", "Four, bec", "max_tokens"),
+    "truncated in reasoning": (message(None, "length", **NULL), "truncated", "", "24 characters"),
+    "null": (message(None, reasoning_content="Hm."), "empty", "", "3 characters of reasoning"),
+    "blank": (message(" \n"), "empty", " \n", "no text"),
+    "tool call": (message(None, "tool_calls"), "empty", "", "no text"),
+    "refused": (message(None, refusal="I cannot."), "refused", "I cannot.", "refused"),
+    "filtered": (message("Fo", "content_filter"), "filtered", "Fo", "filter"),
+    "prompt filtered": (refused(400, "No.", code="content_filter"), "filtered", "", "400: No."),
+    "no finish": (message("Four.", None), "ok", "Four.", ""),
+    "parts": (message([{"type": "text", "text": "Fo"}, {"text": "ur."}]), "ok", "Four.", ""),
+    "half an emoji": (message("Four \ud83d"), "ok", "Four \ufffd", ""),
+    "wrong content type": (
+        replace(message("Four."), headers={"Content-Type": "text/html"}),
+        "ok",
+        "Four.",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_answer_of_any_kind_has_its_state_and_is_paid_once(
+    store: RequestStore, name: str
+) -> None:
+    fault, state, text, detail = ANSWERS[name]
+    with StubServer(faults=[fault]) as server:
+        (reply,) = ask(server, store)
+        assert (reply.state, reply.text) == (state, text)
+        assert detail in reply.detail
+        assert bool(detail) == bool(reply.detail)
+        assert ask(server, store) == [reply]
+        assert len(server.payloads) == 1
+
+
+FAILURES = {
+    "not JSON": (Fault(body='{"choices": [{"mess'), "malformed", "not JSON: {"),
+    "HTML": (Fault(body="<html>Sign in</html>"), "malformed", "<html>Sign in"),
+    "deep": (Fault(body="[" * 100_000), "malformed", "not JSON"),
+    "a list": (Fault(body="[1]"), "malformed", "no choices"),
+    "no choices": (Fault(body='{"choices": []}'), "malformed", "no choices"),
+    "error in 200": (Fault(body='{"error": {"message": "GPU lost"}}'), "malformed", "GPU lost"),
+    "no message": (Fault(body='{"choices": [{}]}'), "malformed", "no message"),
+    "odd choice": (Fault(body='{"choices": [7], "usage": 3}'), "malformed", "no message"),
+    "aborted": (message("Fou", "abort"), "malformed", "abort"),
+    "bad request": (refused(400, "top_p must be > 0"), "http_error", "400: top_p must be > 0"),
+    "unprocessable": (Fault(422, '{"detail": "seed"}'), "http_error", "422: {'detail': 'seed'}"),
+    "too long": (refused(400, "Long.", code="context_length_exceeded"), "too_long", "Long."),
+    "vLLM too long": (
+        refused(400, "This model's maximum context length is 64 tokens.", code=400),
+        "too_long",
+        "64 tokens",
+    ),
+    "must wait an hour": (busy("3600"), "http_error", "429: Rate limit reached"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_failure_is_returned_at_once_and_asked_again_in_the_next_run(
+    store: RequestStore, name: str
+) -> None:
+    fault, state, detail = FAILURES[name]
+    with StubServer(faults=[fault]) as server:
+        failed, fine = ask(server, store, [(asking(0), 0), (asking(1), 0)])
+        assert (failed.state, failed.text, failed.attempts) == (state, "", 1)
+        assert detail in failed.detail
+        assert fine.state == "ok", "one failed row takes no other with it"
+        assert [reply.state for reply in ask(server, store, [(asking(0), 0)])] == ["ok"]
+        assert len(server.payloads) == 3
+
+
+PASSING = {
+    "429": busy(),
+    "500": refused(500, "Oops"),
+    "503": Fault(503, "<html>Down</html>"),
+    "connection cut": Fault(body='{"choices"', cut=True),
+    "408": refused(408, "Slow"),
+}
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_a_failure_that_passes_is_waited_out(store: RequestStore, name: str) -> None:
+    with StubServer(faults=[PASSING[name]] * 2) as server:
+        (reply,) = ask(server, store)
+    assert (reply.state, reply.attempts) == ("ok", 3)
+
+
+def test_a_failure_that_does_not_pass_ends_after_the_last_attempt(store: RequestStore) -> None:
+    with StubServer(faults=[refused(500, "Oops")] * 4) as server:
+        failed, fine = ask(server, store, [(asking(0), 0), (asking(1), 0)])
+    assert (failed.state, failed.attempts, failed.detail) == ("http_error", 4, "500: Oops")
+    assert fine.state == "ok"
+    assert len(store) == 1
+
+
+@pytest.mark.parametrize("fault", [Fault(body="{}", drip=1), Fault(body=" " * 99, drip=0.05)])
+def test_a_slow_or_dripping_reply_meets_the_time_limit(store: RequestStore, fault: Fault) -> None:
+    patience = replace(QUICK, timeout=0.3)
+    with StubServer(faults=[fault]) as server:
+        (reply,) = ask(server, store, patience=patience)
+    assert (reply.state, reply.attempts) == ("ok", 2)
+
+
+def test_nobody_at_the_address_is_an_http_error_of_each_row(store: RequestStore) -> None:
+    with StubServer() as server:
+        pass
+    (reply,) = ask(server, store)
+    assert (reply.state, reply.attempts, reply.detail) == ("http_error", 4, "Connection error.")
+
+
+@pytest.mark.parametrize("form", ["seconds", "milliseconds", "date"])
+def test_retry_after_is_honoured_in_every_form(store: RequestStore, form: str) -> None:
+    date = email.utils.formatdate(time.time() + 2, usegmt=True)  # whole seconds: 1 to 2 from now
+    header = {
+        "seconds": {"Retry-After": "0.4"},
+        "milliseconds": {"Retry-After-Ms": "400"},
+        "date": {"Retry-After": date},
+    }[form]
+    with StubServer(faults=[refused(429, "Busy", header)]) as server:
+        (reply,) = ask(server, store)
+    assert reply.state == "ok"
+    waited = server.arrivals[1] - server.arrivals[0]
+    assert 0.4 <= waited < 2.5, f"came back after {waited:.2f} s"
+
+
+def test_default_waits_outlast_a_minute_of_refusals() -> None:
+    patience = Patience()
+    least = sum(min(patience.longest_wait, 2.0**n) / 2 for n in range(patience.attempts - 1))
+    assert least > 55, f"{least} s: attempts are burnt in seconds"
+
+
+def test_waiting_is_shown(store: RequestStore, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "bpo_data"), StubServer(faults=[busy()] * 3) as server:
+        ask(server, store)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "attempt 1 of 4" in line
+    assert "Rate limit reached" in line
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429])
+def test_what_no_request_can_pass_ends_the_run_in_one_line(
+    store: RequestStore, status: int
+) -> None:
+    code = "insufficient_quota" if status == 429 else None
+    faults = [None, refused(status, f"Words of {status}.", code=code)]
+    with StubServer(faults=faults) as server, pytest.raises(UserError) as caught:
+        ask(server, store, [(asking(number), 0) for number in range(9)])
+    text = str(caught.value)
+    assert f"augment.base_url={server.url} answered {status}: Words of {status}." in text
+    assert "\n" not in text
+    assert ("OPENAI_API_KEY" in text) == (status != 404)
+    assert len(server.payloads) == 2, "the rest would fail alike"
+    assert len(store) == 1, "what was paid for before is kept"
+
+
+ECHOES = {
+    "401": echo_key(401),
+    "400": echo_key(400),
+    "500": echo_key(500),
+    "cut by our limit": Fault(400, "x" * 285 + "{authorization}"),
+    "malformed": Fault(body="x" * 285 + "{authorization}"),
+    "answer": message("You sent {authorization}", "length"),
+    "finish": message("Hm", "{authorization}"),
+    "escaped": message("You sent Bearer " + SECRET.replace("s", "@")),
+}
+
+
+@pytest.mark.parametrize("name", ECHOES)
+def test_a_key_that_the_server_sends_back_is_found_nowhere(
+    store: RequestStore,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    caplog.set_level(logging.INFO)
+    fault = ECHOES[name]
+    fault = replace(fault, body=fault.body.replace("@", "\\u0073"))
+    with StubServer(faults=[fault] * 4) as server:
+        try:
+            said = repr(ask(server, store))
+        except UserError as error:
+            said = "".join(traceback.format_exception(error))
+    assert "[key]" in said
+    left = [path.read_bytes() for path in store.path.parent.iterdir()]
+    for text in [said, caplog.text, repr(left)]:
+        assert SECRET[:12] not in text
