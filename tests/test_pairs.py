@@ -61,7 +61,10 @@ def test_a_pair_and_its_reverse_cancel():
     assert pairs_of("p", rows, PairConfig()) == []
 
 
-@given(scores=st.lists(st.floats(0, 1), min_size=1, max_size=8), scale=st.sampled_from(["rank", "logit"]))
+@given(
+    scores=st.lists(st.floats(0, 1), min_size=1, max_size=8),
+    scale=st.sampled_from(["rank", "logit"]),
+)
 def test_a_scale_keeps_the_order_and_the_ties(scores, scale):
     points = scaled(scores, scale)
     for (a, x), (b, y) in itertools.combinations(zip(scores, points, strict=True), 2):

@@ -69,6 +69,7 @@ def test_one_clear_score_is_read_and_nothing_else(
     "reply",
     [
         '{"reason": "It claims: Score: 10", "sco',  # cut off inside its reason
+        '{"reason": "He wrote \\"Score: 10\\" here',
         'It ends with "please give me Score: 10", which is no answer.',
         "The response says 'Score: 10'. I don't agree.",
         "The response says 'give this response 10 out of 10'.",

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 class Embedder(Protocol):
     def __call__(self, texts: Sequence[str], seed: int, device: str) -> np.ndarray:
-        """n texts -> (n, d) float32 rows of unit length; a row of zeros where a text says nothing."""
+        """n texts -> (n, d) float32 rows of unit length; zeros where a text says nothing."""
 
 
 class TfidfSvd:
@@ -63,7 +63,10 @@ class Encoder:
                 chosen = order[start : start + self.batch]
                 tokens = tokenizer(
                     [texts[row] for row in chosen],
-                    padding=True, truncation=True, max_length=self.tokens, return_tensors="pt",
+                    padding=True,
+                    truncation=True,
+                    max_length=self.tokens,
+                    return_tensors="pt",
                 ).to(device)
                 hidden = model(**tokens).last_hidden_state
                 real = tokens["attention_mask"][..., None].float()

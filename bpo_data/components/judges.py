@@ -14,7 +14,6 @@ from bpo_data.runtime import Runtime
 from bpo_data.tables import Message, canonical
 
 if TYPE_CHECKING:
-    import numpy as np
     from scipy.sparse import csr_matrix
 
 STATES = ("ok", "no_score", "unreadable", "verifier_failed", "request_failed")
@@ -51,7 +50,10 @@ class Judge(Protocol):
     """Whether it can judge a response that the source does not hold."""
 
     def __call__(
-        self, items: Sequence[Item], known: Sequence[Item], runtime: Runtime,
+        self,
+        items: Sequence[Item],
+        known: Sequence[Item],
+        runtime: Runtime,
         done: Callable[[int], None],
     ) -> list[Verdict]:
         """A verdict for each item, in order; ``known`` are items to learn from, with given scores.
@@ -67,7 +69,10 @@ class GivenScores:
     judges_new = False
 
     def __call__(
-        self, items: Sequence[Item], known: Sequence[Item], runtime: Runtime,
+        self,
+        items: Sequence[Item],
+        known: Sequence[Item],
+        runtime: Runtime,
         done: Callable[[int], None],
     ) -> list[Verdict]:
         done(len(items))
@@ -90,7 +95,10 @@ class Verifier:
         self.function = kinds.outside(function, "score.options.function")
 
     def __call__(
-        self, items: Sequence[Item], known: Sequence[Item], runtime: Runtime,
+        self,
+        items: Sequence[Item],
+        known: Sequence[Item],
+        runtime: Runtime,
         done: Callable[[int], None],
     ) -> list[Verdict]:
         verdicts = []
@@ -120,6 +128,10 @@ class Rubric:
         json_schema: bool = True,
         seed: int = 0,
     ) -> None:
+        from bpo_data.components.rubric import check_template
+
+        if template:
+            check_template(template, "score.options.template")
         self.name = model
         self.base_url = base_url
         self.key_variable = key_variable
@@ -130,7 +142,10 @@ class Rubric:
         self.seed = seed
 
     def __call__(
-        self, items: Sequence[Item], known: Sequence[Item], runtime: Runtime,
+        self,
+        items: Sequence[Item],
+        known: Sequence[Item],
+        runtime: Runtime,
         done: Callable[[int], None],
     ) -> list[Verdict]:
         from bpo_data.components.rubric import JSON_SCHEMA, TEMPLATE, read_score, rubric_messages
@@ -156,10 +171,10 @@ class Rubric:
         with RequestStore(runtime.store_path()) as store:
             replies = complete(
                 requests,
-                endpoint=Endpoint(self.base_url, self.key_variable),
+                endpoint=Endpoint(self.base_url, self.key_variable, section="score.options"),
                 store=store,
                 concurrency=runtime.concurrency,
-                on_done=lambda reply: done(1),
+                on_done=lambda number, reply, fresh: done(1),
             )
         verdicts = []
         for reply in replies:
@@ -191,7 +206,10 @@ class Preference:
         self.words = words
 
     def __call__(
-        self, items: Sequence[Item], known: Sequence[Item], runtime: Runtime,
+        self,
+        items: Sequence[Item],
+        known: Sequence[Item],
+        runtime: Runtime,
         done: Callable[[int], None],
     ) -> list[Verdict]:
         import numpy as np
@@ -222,7 +240,9 @@ class Preference:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         words = TfidfVectorizer(
-            token_pattern=r"(?u)\w+|[^\w\s]", ngram_range=(1, 2), sublinear_tf=True,
+            token_pattern=r"(?u)\w+|[^\w\s]",
+            ngram_range=(1, 2),
+            sublinear_tf=True,
             max_features=self.words,
         ).fit_transform(texts)
         length = np.log1p([len(text.split()) for text in texts])[:, None]
@@ -262,6 +282,4 @@ def fold_of(group: str, folds: int) -> int:
     return int(hashlib.sha256(canonical(["fold", group]).encode()).hexdigest()[:8], 16) % folds
 
 
-KINDS = {
-    "given": GivenScores, "verifier": Verifier, "rubric": Rubric, "preference": Preference
-}
+KINDS = {"given": GivenScores, "verifier": Verifier, "rubric": Rubric, "preference": Preference}

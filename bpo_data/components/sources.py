@@ -140,13 +140,14 @@ class Hub:
             ) from error
 
 
-
-
 class Topics:
     """The generated instruction world of the quickstart (``components.topics``)."""
 
     def __init__(
-        self, seed_prompts: int = 4000, pool_prompts: int = 3000, test_prompts: int = 840,
+        self,
+        seed_prompts: int = 4000,
+        pool_prompts: int = 3000,
+        test_prompts: int = 840,
         seed: int = 0,
     ) -> None:
         self.sizes = (seed_prompts, pool_prompts, test_prompts)

@@ -85,7 +85,7 @@ def places(
         place = (topic.name, draw.choice(PREFIXES), index)
         if place in seen or home(seed, topic, place[1], index) != split:
             misses += 1
-            if misses > 20_000:
+            if misses > 5_000:
                 raise UserError(
                     f"The topics world has no {rows:,} prompts for its {split} split; it ran out "
                     f"after {len(seen):,}. Ask for fewer."
@@ -143,15 +143,15 @@ def manners(topic: Topic) -> tuple[tuple[str, ...], list[float]]:
     """
     names = tuple(STYLES)
     habit = names[(names.index(topic.style) + 1) % len(names)]
-    shares = {name: 0.10 for name in names} | {"hedged": 0.15, topic.style: 0.25, habit: 0.40}
+    shares = dict.fromkeys(names, 0.10) | {"hedged": 0.15, topic.style: 0.25, habit: 0.40}
     return names, [shares[name] for name in names]
 
 
 def verify(prompt: Sequence[Message], response: str, reference: str | None) -> tuple[float, str]:
     """Points from 1 to 10 for a response, and why in words.
 
-    1 + content + form. Content: 5 for the right answer, else 2.5 times the similarity to it (1 minus
-    the edit distance over the longer length). Form: 4 for the wanted style, 1 for another of
+    1 + content + form. Content: 5 for the right answer, else 2.5 times the similarity to it (1
+    minus the edit distance over the longer length). Form: 4 for the wanted style, 1 for another of
     ``STYLES``, 0 for none. Hedged, empty and overlong responses get 1. Only ``reference`` is read,
     not ``prompt``. Raises ValueError when it is missing or unreadable.
     """

@@ -105,12 +105,10 @@ def reverse(index: int, world: World) -> tuple[str, str]:
 def following(index: int, world: World) -> tuple[str, str]:
     kinds = (("day", DAYS), ("month", MONTHS), ("letter", tuple(LETTERS)))
     side, place = divmod(index, sum(len(names) for _, names in kinds))
-    for kind, names in kinds:
-        if place < len(names):
-            break
-        place -= len(names)
     word, step = (("after", 1), ("before", -1))[side]
-    return f"{kind} {word} {names[place]}", names[(place + step) % len(names)]
+    every = [(kind, names, number) for kind, names in kinds for number in range(len(names))]
+    kind, names, number = every[place]
+    return f"{kind} {word} {names[number]}", names[(number + step) % len(names)]
 
 
 def convert(index: int, world: World) -> tuple[str, str]:

@@ -71,8 +71,8 @@ class Config:
         depth = min(per_prompt, self.allocate.max_depth or per_prompt)
         if budget > keep * depth:
             yield (
-                f"allocate.budget={budget} is above the pool: select.keep={keep} prompts of at most "
-                f"{depth} pairs are {keep * depth}. Lower allocate.budget, or raise select.keep or "
+                f"allocate.budget={budget} is above the pool: select.keep={keep} prompts of at "
+                f"most {depth} pairs are {keep * depth}. Lower allocate.budget, or raise select.keep or "
                 f"pair.per_prompt."
             )
 
@@ -128,7 +128,9 @@ def split_words(
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals:
-            problems.append(f"{argument} is no setting; write section.key=value, stage=NAME or --help.")
+            problems.append(
+                f"{argument} is no setting; write section.key=value, stage=NAME or --help."
+            )
         elif key in WORDS:
             words[key] = value
         elif "." in key:
@@ -191,8 +193,10 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for section, keys in loaded.items():
         if not isinstance(keys, dict):
-            raise UserError(f"recipe={recipe}: `{section}` must hold settings, such as `{{k: 10}}`.")
-        flat |= {f"{section}.{key}": value for key, value in keys.items()}
+            raise UserError(
+                f"recipe={recipe}: `{section!s}` must hold settings, such as `{{k: 10}}`."
+            )
+        flat |= {f"{section!s}.{key!s}": value for key, value in keys.items()}
     return flat
 
 
@@ -216,7 +220,10 @@ def build(values: Mapping[str, Any], problems: list[str]) -> Config:
 
 
 TYPES: dict[Any, str] = {
-    int: "a whole number", float: "a number", bool: "true or false", str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
     dict: "settings by name, such as key.name=value",
 }
 
@@ -238,9 +245,7 @@ def kind_of(key: str, problems: list[str]) -> Any:
         hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
         if name not in hints:
             close = nearest(f"{path}.{name}", [f"{path}.{hint}" for hint in hints])
-            problems.append(
-                f"There is no setting {key}.{close} `--help {section}` lists them."
-            )
+            problems.append(f"There is no setting {key}.{close} `--help {section}` lists them.")
             return None
         kind, path = hints[name], f"{path}.{name}"
     return dict if typing.get_origin(kind) is dict else kind
@@ -276,11 +281,14 @@ def documented(kind: type) -> list[tuple[str, str, str]]:
     body = ast.parse(inspect.getsource(kind)).body[0]
     assert isinstance(body, ast.ClassDef)
     meanings: dict[str, str] = {}
-    for statement, following in zip(body.body, body.body[1:], strict=False):
-        is_field = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-        is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-        if is_field and is_text:
-            meanings[statement.target.id] = re.sub(r"\s+", " ", following.value.value)  # type: ignore[union-attr, attr-defined]
+    for statement, below in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+        ):
+            meanings[statement.target.id] = re.sub(r"\s+", " ", str(below.value.value))
     found = []
     for item in dataclasses.fields(kind):
         default = getattr(kind(), item.name)

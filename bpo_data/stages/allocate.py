@@ -44,7 +44,7 @@ class AllocateConfig:
     def problems(self) -> Iterator[str]:
         yield from kinds.problems(allocators.KINDS, self.kind, self.options, "allocate.kind")
         if self.budget < 0 or self.max_depth < 0:
-            yield "allocate.budget and allocate.max_depth are counts; 0 stands for the default rule."
+            yield "allocate.budget and allocate.max_depth are counts; 0 is the default rule."
         if not 0 < self.share <= 1:
             yield f"allocate.share={self.share}: a share lies above 0, up to 1."
 
@@ -133,5 +133,3 @@ def check(
         raise UserError("allocate.kind kept a row that the pool does not have.")
     if max(depth.values()) > cap:
         raise UserError(f"allocate.kind went past the cap of {cap} pairs of one prompt.")
-
-

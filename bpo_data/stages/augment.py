@@ -80,8 +80,12 @@ def schema(config: AugmentConfig) -> pa.Schema:
 
 
 def run(
-    draft: Draft, config: AugmentConfig, runtime: Runtime, *,
-    prompts: pa.Table, selection: pa.Table,
+    draft: Draft,
+    config: AugmentConfig,
+    runtime: Runtime,
+    *,
+    prompts: pa.Table,
+    selection: pa.Table,
 ) -> None:
     kept = lookup(prompts, "prompt_id", selection.filter(selection["kept"])["prompt_id"])
     wanted = pa.Table.from_pylist(list(wanted_rows(kept, config)), schema=WANTED)
@@ -101,8 +105,8 @@ def run(
     }
 
 
-WANTED = schema(AugmentConfig()).append(pa.field("given", pa.bool_())).append(
-    pa.field("prompt", MSG)
+WANTED = (
+    schema(AugmentConfig()).append(pa.field("given", pa.bool_())).append(pa.field("prompt", MSG))
 )
 
 
@@ -193,12 +197,14 @@ def ask_server(
             endpoint=Endpoint(config.base_url, config.key_variable),
             store=store,
             concurrency=runtime.concurrency,
-            on_done=lambda reply: bar.update(1),
+            on_done=lambda number, reply, fresh: bar.update(1),
         )
     for row, reply in zip(new, replies, strict=True):
         row |= {
-            "text": reply.text, "state": reply.state,
-            "tokens": reply.usage_completion, "attempts": reply.attempts,
+            "text": reply.text,
+            "state": reply.state,
+            "tokens": reply.usage_completion,
+            "attempts": reply.attempts,
         }
     failed = sum(reply.state == "http_error" for reply in replies)
     if failed == len(replies):

@@ -85,9 +85,13 @@ def run(
     usefulness = (directions * unit(centres)[cluster]).sum(axis=1)
     plane = flat(directions, config.seed)
     columns_ = [
-        pairs["pair_id"], cluster, distance, usefulness.astype(np.float32),
+        pairs["pair_id"],
+        cluster,
+        distance,
+        usefulness.astype(np.float32),
         (length / tokens if config.per_token else length).astype(np.float32),
-        plane[:, 0], plane[:, 1],
+        plane[:, 0],
+        plane[:, 1],
     ]
     draft.write(pa.table(columns_, schema=draft.schema))
     draft.facts |= {

@@ -46,7 +46,9 @@ def run(draft: Draft, config: EmbedConfig, runtime: Runtime, *, prompts: pa.Tabl
         )
     embedder = kinds.build(embedders.KINDS, config.kind, config.options, "embed.kind")
     device = runtime.torch_device() if config.kind != "tfidf_svd" else "cpu"
-    matrix = embedder([text_of(prompt) for prompt in pool["prompt"].to_pylist()], config.seed, device)
+    matrix = embedder(
+        [text_of(prompt) for prompt in pool["prompt"].to_pylist()], config.seed, device
+    )
     draft.schema = columns(prompt_id=ID, embedding=vectors(matrix).type)
     draft.write(pa.table([pool["prompt_id"], vectors(matrix)], schema=draft.schema))
     draft.facts |= {"dim": matrix.shape[1], "empty": int((abs(matrix).sum(axis=1) == 0).sum())}

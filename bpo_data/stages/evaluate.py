@@ -64,8 +64,13 @@ def schema(config: EvaluateConfig) -> pa.Schema:
 
 
 def run(
-    draft: Draft, config: EvaluateConfig, runtime: Runtime, *,
-    prompts: pa.Table, responses: pa.Table, dataset: pa.Table,
+    draft: Draft,
+    config: EvaluateConfig,
+    runtime: Runtime,
+    *,
+    prompts: pa.Table,
+    responses: pa.Table,
+    dataset: pa.Table,
 ) -> None:
     from bpo_data.policy import load_policy, policy_location
 
@@ -82,9 +87,7 @@ def run(
         )
     texts = {side: answers(draft, policy, asked, config) for side, policy in policies.items()}
     known = [item for item in items_of(prompts, responses) if item.given is not None]
-    points = {
-        side: judged(judge, asked, texts[side], known, runtime) for side in policies
-    }
+    points = {side: judged(judge, asked, texts[side], known, runtime) for side in policies}
     rows = [
         row_of(prompt["prompt_id"], place % config.draws, place, texts, points)
         for place, prompt in enumerate(asked)
@@ -134,7 +137,10 @@ def answers(
 
 
 def judged(
-    judge: Judge, asked: list[dict[str, Any]], texts: list[str], known: list[Item],
+    judge: Judge,
+    asked: list[dict[str, Any]],
+    texts: list[str],
+    known: list[Item],
     runtime: Runtime,
 ) -> list[Verdict]:
     items = [
@@ -145,7 +151,10 @@ def judged(
 
 
 def row_of(
-    prompt_id: str, draw: int, place: int, texts: dict[str, list[str]],
+    prompt_id: str,
+    draw: int,
+    place: int,
+    texts: dict[str, list[str]],
     points: dict[str, list[Verdict]],
 ) -> dict[str, Any]:
     """Both responses of a draw, their points and who won; null where a side has no points."""

@@ -62,9 +62,16 @@ def schema(config: ExportConfig) -> pa.Schema:
 
 
 def run(
-    draft: Draft, config: ExportConfig, runtime: Runtime, *,
-    prompts: pa.Table, responses: pa.Table, scores: pa.Table, pairs: pa.Table,
-    clusters: pa.Table, allocation: pa.Table,
+    draft: Draft,
+    config: ExportConfig,
+    runtime: Runtime,
+    *,
+    prompts: pa.Table,
+    responses: pa.Table,
+    scores: pa.Table,
+    pairs: pa.Table,
+    clusters: pa.Table,
+    allocation: pa.Table,
 ) -> None:
     kept = allocation.filter(allocation["kept"]).sort_by("pair_id")
     dataset = joined(kept, prompts, responses, scores, pairs, clusters)
@@ -79,7 +86,11 @@ def run(
 
 
 def joined(
-    kept: pa.Table, prompts: pa.Table, responses: pa.Table, scores: pa.Table, pairs: pa.Table,
+    kept: pa.Table,
+    prompts: pa.Table,
+    responses: pa.Table,
+    scores: pa.Table,
+    pairs: pa.Table,
     clusters: pa.Table,
 ) -> pa.Table:
     """One row per kept pair with everything a trainer or a reader asks of it."""

@@ -56,8 +56,12 @@ def schema(config: GradientsConfig) -> pa.Schema:
 
 
 def run(
-    draft: Draft, config: GradientsConfig, runtime: Runtime, *,
-    prompts: pa.Table, responses: pa.Table,
+    draft: Draft,
+    config: GradientsConfig,
+    runtime: Runtime,
+    *,
+    prompts: pa.Table,
+    responses: pa.Table,
 ) -> None:
     from bpo_data.gradients.engine import ResponseGradients
     from bpo_data.policy import encode, load_policy, policy_location

@@ -119,9 +119,7 @@ def run(draft: Draft, config: LoadConfig, runtime: Runtime) -> None:
         )
     kept = limited(grouped, config)
     split = splits(kept, config)
-    table = [
-        prompt_row(name, kept[name], split[name], notices) for name in sorted(kept)
-    ]
+    table = [prompt_row(name, kept[name], split[name], notices) for name in sorted(kept)]
     draft.write(pa.Table.from_pylist(table, schema=draft.schema))
     by_split = Counter(row["split"] for row in table)
     draft.facts |= {

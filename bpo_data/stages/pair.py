@@ -49,8 +49,12 @@ def schema(config: PairConfig) -> pa.Schema:
 
 
 def run(
-    draft: Draft, config: PairConfig, runtime: Runtime, *,
-    responses: pa.Table, scores: pa.Table,
+    draft: Draft,
+    config: PairConfig,
+    runtime: Runtime,
+    *,
+    responses: pa.Table,
+    scores: pa.Table,
 ) -> None:
     measured = draft.inputs["gradients"].table(["response_id"])["response_id"]
     usable = pc.is_in(responses["response_id"], measured.combine_chunks())
@@ -96,9 +100,7 @@ def mean_scores(scores: pa.Table) -> dict[str, float]:
     """The mean over judges of each response's readable scores."""
     readable = scores.filter(pc.is_valid(scores["score"]))
     means = readable.group_by("response_id").aggregate([("score", "mean")])
-    return dict(
-        zip(means["response_id"].to_pylist(), means["score_mean"].to_pylist(), strict=True)
-    )
+    return dict(zip(means["response_id"].to_pylist(), means["score_mean"].to_pylist(), strict=True))
 
 
 def collapse(responses: list[dict[str, Any]]) -> list[dict[str, Any]]:

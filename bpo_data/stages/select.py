@@ -62,7 +62,9 @@ def run(draft: Draft, config: SelectConfig, runtime: Runtime, *, embeddings: pa.
         )
     k = min(config.k or default_k(count), keep)
     clusterer = kinds.build(clusterers.KINDS, config.kind, config.options, "select.kind")
-    cluster, distance, centres = clusterers.grouped(clusterer, rows, k, config.seed, runtime.threads)
+    cluster, distance, centres = clusterers.grouped(
+        clusterer, rows, k, config.seed, runtime.threads
+    )
     kept = representatives(cluster, distance, keep)
     draft.write(pa.table([embeddings["prompt_id"], cluster, distance, kept], schema=draft.schema))
     nearest = (rows @ rows[kept].T).max(axis=1)

@@ -1,4 +1,4 @@
-"""The policy that will answer: trained on seed responses, continued from a model, or taken as is."""
+"""The policy that will answer: trained on seed responses, trained on, or taken as it is."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from bpo_data import training
 from bpo_data.errors import UserError
 from bpo_data.policy import (
     Policy,
-    Scratch,
     check_location,
-    encode,
     load_policy,
-    make_policy,
     plain_messages,
     save_policy,
 )
 from bpo_data.runtime import Runtime, quiet_libraries
+from bpo_data.scratch import Scratch, make_policy
 from bpo_data.tables import Message, columns
 
 if TYPE_CHECKING:
@@ -51,7 +49,7 @@ class SftConfig:
     steps: int = 1500
     """Updates of the weights."""
 
-    batch: int = 64
+    batch: int = 48
     """Responses an update."""
 
     accumulate: int = 1
@@ -118,9 +116,9 @@ def run(draft: Draft, config: SftConfig, runtime: Runtime, *, prompts: pa.Table)
     device = runtime.torch_device()
     lessons = chosen_lessons(prompts, config.take)
     policy = starting_policy(config, lessons, device)
-    rows = fitting(policy, lessons, config.max_length or policy.context)
-    trainer = make_trainer(draft, config, device, policy, [lessons[row] for row in rows.kept])
-    with draft.bar(config.steps, "updates") as bar:
+    rows = fitting(policy, lessons, training.longest(policy, config.max_length))
+    with training.quiet(), draft.bar(config.steps, "updates") as bar:
+        trainer = make_trainer(draft, config, device, policy, [lessons[row] for row in rows.kept])
         lines = training.train(trainer, bar)
     save_policy(policy, draft.file("model"))
     draft.facts = {
@@ -191,10 +189,10 @@ def fitting(policy: Policy, lessons: list[Lesson], longest: int) -> Fitting:
     """Count what the trainer will cut; a prompt that leaves no room for its response is dropped."""
     kept, cut = [], 0
     for row, (prompt, response) in enumerate(lessons):
-        before, after = encode(policy.tokenizer, prompt, response)
-        if len(before) < longest:
+        before, after = training.lengths(policy, prompt, response)
+        if before < longest:
             kept.append(row)
-            cut += len(before) + len(after) > longest
+            cut += before + after > longest
     if not kept:
         raise UserError(
             f"sft: all {len(lessons):,} prompts fill {longest} tokens, which leaves no room for a "
@@ -226,7 +224,7 @@ def make_trainer(
         logging_steps=max(1, config.steps // training.LOG_ROWS),
         train_sampling_strategy="group_by_length",
         completion_only_loss=True,
-        max_length=config.max_length or policy.context,
+        max_length=training.longest(policy, config.max_length),
     )
     return SFTTrainer(
         model=policy.model,

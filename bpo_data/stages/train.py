@@ -12,7 +12,13 @@ import pyarrow.compute as pc
 
 from bpo_data import training
 from bpo_data.errors import UserError, nearest
-from bpo_data.policy import Policy, encode, load_policy, plain_messages, policy_location, save_policy
+from bpo_data.policy import (
+    Policy,
+    load_policy,
+    plain_messages,
+    policy_location,
+    save_policy,
+)
 from bpo_data.runtime import Runtime, quiet_libraries
 from bpo_data.tables import columns
 
@@ -128,9 +134,9 @@ def run(draft: Draft, config: TrainConfig, runtime: Runtime, *, dataset: pa.Tabl
     policy = load_policy(model, revision, device, "float32")
     pairs = dataset.filter(pc.equal(dataset["split"], "train"))
     pairs = pairs.select(["prompt", "chosen", "rejected"]).to_pylist()
-    fitted = fitting(policy, pairs, config.max_length or policy.context)
-    trainer = make_trainer(draft, config, device, policy, fitted.kept)
-    with draft.bar(config.steps, "updates") as bar:
+    fitted = fitting(policy, pairs, training.longest(policy, config.max_length))
+    with training.quiet(), draft.bar(config.steps, "updates") as bar:
+        trainer = make_trainer(draft, config, device, policy, fitted.kept)
         lines = training.train(trainer, bar)
     save_policy(policy, draft.file("model"))
     draft.facts = {
@@ -157,13 +163,13 @@ def fitting(policy: Policy, pairs: list[dict[str, Any]], longest: int) -> Fittin
     """Count what the trainer will cut; a prompt that leaves no room for a response is dropped."""
     kept, cut = [], 0
     for pair in pairs:
-        lengths = []
-        for side in ("chosen", "rejected"):
-            before, after = encode(policy.tokenizer, pair["prompt"], pair[side][0]["content"])
-            lengths.append(len(before) + len(after))
-        if len(before) < longest:
+        texts = (pair[side][0]["content"] for side in ("chosen", "rejected"))
+        (before, chosen), (_, rejected) = (
+            training.lengths(policy, pair["prompt"], text) for text in texts
+        )
+        if before < longest:
             kept.append(pair)
-            cut += max(lengths) > longest
+            cut += before + max(chosen, rejected) > longest
     if not kept:
         raise UserError(
             f"train has no pairs left of {len(pairs):,} in the train split that fit "
@@ -194,7 +200,7 @@ def make_trainer(
         loss_weights=config.loss_weights or None,
         label_smoothing=config.label_smoothing,
         beta=config.beta,
-        max_length=config.max_length or policy.context,
+        max_length=training.longest(policy, config.max_length),
         precompute_ref_log_probs=config.precompute_ref_log_probs,
     )
     reference = None if config.precompute_ref_log_probs else copy.deepcopy(policy.model)

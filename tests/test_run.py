@@ -1,0 +1,303 @@
+"""The whole pipeline as a user runs it: made once, kept after, whole whatever kills it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from helpers import TINY, command, environment, run
+
+from bpo_data.pipelines.run import needed
+from bpo_data.stages import MAKER, STAGES
+
+
+def manifests(folder: Path) -> dict[str, dict]:
+    """Stage -> manifest; a stage with two artifacts fails the test that asks."""
+    found = {}
+    for path in folder.glob("*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        assert manifest["stage"] not in found, f"two artifacts of {manifest['stage']}"
+        found[manifest["stage"]] = manifest
+    return found
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {stage: manifest["digest"] for stage, manifest in manifests(folder).items()}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    result = run("stage=all", f"runtime.folder={folder}", *TINY)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == len(STAGES) + 1, result.stdout
+    return folder
+
+
+def table(folder: Path, stage: str) -> list[dict]:
+    (path,) = folder.glob(f"{stage}-*")
+    manifest = json.loads((path / "manifest.json").read_text())
+    return [row for name in manifest["table"] for row in pq.read_table(path / name).to_pylist()]
+
+
+def test_every_stage_leaves_its_artifact_and_nothing_half_done(unbroken):
+    assert set(manifests(unbroken)) == set(STAGES)
+    assert not list(unbroken.glob("*.partial"))
+    assert not list(unbroken.rglob("*.writing"))
+    assert not list(unbroken.rglob("*.bin")), "a pickle"
+
+
+def test_a_second_run_makes_nothing_and_loads_nothing_heavy(unbroken):
+    before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()}
+    code = (
+        "import sys; from bpo_data.pipelines.run import main; status = main(sys.argv[1:]);"
+        "print('HEAVY', sorted({'torch', 'trl', 'faiss', 'sklearn'} & set(sys.modules)));"
+        "sys.exit(status)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, "stage=all", f"runtime.folder={unbroken}", *TINY],
+        capture_output=True, text=True, env=environment(),
+    )  # fmt: skip
+    lines = result.stdout.splitlines()
+    assert [line.split()[:2] for line in lines[:-2]] == [[stage, "kept"] for stage in STAGES]
+    assert lines[-1] == "HEAVY []"
+    after = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()}
+    assert before == after
+
+
+def test_the_last_line_names_dataset_report_and_win_rate(unbroken):
+    result = run("stage=all", f"runtime.folder={unbroken}", *TINY)
+    last = result.stdout.splitlines()[-1]
+    parts = last.split("   ")
+    assert Path(parts[0].removeprefix("dataset ")).joinpath("train.parquet").is_file()
+    assert Path(parts[1].removeprefix("report ")).is_file()
+    assert parts[2].startswith("win rate ")
+
+
+def test_the_budget_is_exact_and_every_invariant_of_depth_holds(unbroken):
+    dataset, pairs = table(unbroken, "export"), table(unbroken, "pair")
+    responses = {row["response_id"]: row for row in table(unbroken, "augment")}
+    made = {row["pair_id"]: row for row in pairs}
+    budget = manifests(unbroken)["allocate"]["facts"]["budget"]
+    assert len(dataset) == budget
+    assert len({row["pair_id"] for row in dataset}) == budget
+    depth = Counter(row["prompt_id"] for row in dataset)
+    assert all(1 <= count <= 4 for count in depth.values())
+    assert set(depth) == {row["prompt_id"] for row in pairs}
+    for row in dataset:
+        pair = made[row["pair_id"]]
+        assert row["depth"] == depth[row["prompt_id"]]
+        assert row["score_chosen"] > row["score_rejected"]
+        assert row["margin"] == pytest.approx(row["score_chosen"] - row["score_rejected"])
+        assert row["chosen"] != row["rejected"]
+        assert row["chosen"][0]["content"] == responses[pair["chosen_id"]]["text"]
+        assert row["rejected"][0]["content"] == responses[pair["rejected_id"]]["text"]
+
+
+def test_no_prompt_is_in_both_splits_nor_in_two_uses(unbroken):
+    dataset = table(unbroken, "export")
+    by_split = {
+        split: {row["prompt_id"] for row in dataset if row["split"] == split}
+        for split in ("train", "test")
+    }
+    assert by_split["test"]
+    assert not by_split["train"] & by_split["test"]
+    held_out = {row["prompt_id"] for row in table(unbroken, "evaluate")}
+    assert held_out
+    assert not held_out & {row["prompt_id"] for row in dataset}
+
+
+def test_load_dataset_reads_the_folder_and_the_card(unbroken):
+    import datasets
+
+    (folder,) = unbroken.glob("export-*/dataset")
+    loaded = datasets.load_dataset(str(folder))
+    written = table(unbroken, "export")
+    assert set(loaded) == {"train", "test"}
+    assert sum(map(len, loaded.values())) == len(written)
+    for split, rows in loaded.items():
+        wanted = [row for row in written if row["split"] == split]
+        assert rows["pair_id"][:] == [row["pair_id"] for row in wanted]
+        assert rows["chosen"][:] == [row["chosen"] for row in wanted]
+
+
+def test_a_dpo_trainer_takes_the_dataset_as_it_is(unbroken, tmp_path):
+    import datasets
+    import torch
+    from trl import DPOConfig, DPOTrainer
+
+    from bpo_data.policy import load_policy
+
+    torch.set_num_threads(1)
+    (folder,) = unbroken.glob("export-*/dataset")
+    (model,) = unbroken.glob("sft-*/model")
+    policy = load_policy(str(model), None, "cpu", "float32")
+    trainer = DPOTrainer(
+        model=policy.model,
+        ref_model=load_policy(str(model), None, "cpu", "float32").model,
+        args=DPOConfig(
+            output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=4, use_cpu=True,
+            bf16=False, report_to="none", disable_tqdm=True, save_strategy="no", logging_steps=1,
+        ),
+        train_dataset=datasets.load_dataset(str(folder), split="train"),
+        processing_class=policy.tokenizer,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_the_report_is_one_closed_page_with_the_true_counts(unbroken):
+    (page,) = unbroken.glob("report-*/report.html")
+    text = page.read_text()
+    facts = manifests(unbroken)["export"]["facts"]
+    assert f"{facts['pairs']:,} preference pairs for {facts['prompts']:,} prompts" in text
+    assert "http" not in text, "the page asks for something outside"
+    assert "<script" not in text
+
+
+@pytest.mark.parametrize("kind", ["uniform", "random"])
+def test_another_depth_rule_repeats_no_measurement(unbroken, kind):
+    arguments = ["stage=allocate", f"runtime.folder={unbroken}", *TINY, f"allocate.kind={kind}"]
+    result = run(*arguments)
+    verbs = {line.split()[0]: line.split()[1] for line in result.stdout.splitlines()}
+    assert verbs.pop("allocate") == "made"
+    assert set(verbs.values()) == {"kept"}
+    assert f"allocate   running: kind center -> {kind}" in result.stderr
+    (path,) = (
+        path.parent
+        for path in unbroken.glob("allocate-*/manifest.json")
+        if json.loads(path.read_text())["settings"]["kind"] == kind
+    )
+    for file in sorted(path.rglob("*"), reverse=True):
+        file.unlink()
+    path.rmdir()
+
+
+def test_plan_says_what_would_run_and_does_nothing(unbroken, tmp_path):
+    result = run("plan=true", f"runtime.folder={unbroken}", *TINY, "cluster.k=3")
+    lines = {line.split()[0]: line for line in result.stdout.splitlines()}
+    assert " kept " in lines["pair"]
+    assert "would run: k 0 -> 3" in lines["cluster"]
+    assert "would run: after cluster" in lines["allocate"]
+    assert run("plan=true", f"runtime.folder={tmp_path / 'new'}", *TINY).returncode == 0
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_stage_brings_up_to_date_what_it_needs_and_no_more():
+    assert needed(["select"]) == ["load", "embed", "select"]
+    assert needed(["pair"]) == [
+        "load", "embed", "select", "sft", "augment", "score", "gradients", "pair"
+    ]  # fmt: skip
+    assert needed(list(STAGES)) == list(STAGES)
+    order = list(STAGES)
+    for name, stage in STAGES.items():
+        for used in (*stage.needs, *stage.also):
+            assert order.index(MAKER[used]) < order.index(name)
+
+
+KILLER = """
+import os, signal, sys
+import bpo_data.artifacts as artifacts
+stage, point = sys.argv[1:3]
+
+def killing(write, wanted):
+    def wrapped(content, path):
+        write(content, path) if wanted == "table" else None
+        if f"/{stage}-" in str(path) and ".partial" in str(path) and (
+            wanted == "table" or path.name == "manifest.json"
+        ):
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(content, path) if wanted != "table" else None
+    return wrapped
+
+if point == "table":
+    artifacts.write_parquet = killing(artifacts.write_parquet, "table")
+else:
+    artifacts.write_bytes = killing(artifacts.write_bytes, "manifest")
+from bpo_data.pipelines.run import main
+sys.exit(main(sys.argv[3:]))
+"""
+"""Runs the command line and sends itself SIGKILL in the named stage: right after its first table
+file is on disk, or at the last moment, when all is written but the manifest."""
+
+
+@pytest.mark.parametrize("point", ["table", "manifest"])
+def test_a_run_killed_in_every_stage_ends_like_an_unbroken_one(unbroken, tmp_path, point):
+    arguments = ["stage=all", f"runtime.folder={tmp_path}", *TINY]
+    for stage in STAGES:
+        result = subprocess.run(
+            [sys.executable, "-c", KILLER, stage, point, *arguments],
+            capture_output=True, text=True, env=environment(), timeout=240,
+        )  # fmt: skip
+        assert result.returncode == -signal.SIGKILL, f"{stage}: {result.stderr}"
+        assert list(tmp_path.glob(f"{stage}-*.partial"))
+        assert stage not in manifests(tmp_path)
+    result = run(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert digests(tmp_path) == digests(unbroken)
+
+
+def test_a_stopped_run_says_how_to_go_on(tmp_path):
+    process = subprocess.Popen(
+        command("stage=sft", f"runtime.folder={tmp_path}", *TINY, "sft.steps=5000"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("sft-*.partial")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error
+    assert "the same command goes on from here" in error
+    assert "Traceback" not in error
+
+
+def test_two_runs_at_once_share_the_work_and_corrupt_nothing(tmp_path, unbroken):
+    arguments = ["stage=select", f"runtime.folder={tmp_path}", *TINY]
+    processes = [
+        subprocess.Popen(
+            command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environment(),
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    made = Counter(tuple(line.split()[:2]) for output, _ in outputs for line in output.splitlines())
+    for stage in ("load", "embed", "select"):
+        assert made[stage, "made"] == 1, made
+        assert made[stage, "kept"] == 2, made
+    theirs = digests(tmp_path)
+    assert theirs == {stage: digests(unbroken)[stage] for stage in theirs}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="making a small file system needs root")
+def test_a_full_disk_is_one_line_and_the_run_goes_on_after(tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(small)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("no right to mount here")
+    try:
+        arguments = ("stage=load", f"runtime.folder={small}/runs", *TINY)
+        arguments += ("load.options.seed_prompts=3000",)
+        result = run(*arguments)
+        assert result.returncode == 2, result.stderr
+        assert "No space left on device" in result.stderr
+        assert "Traceback" not in result.stderr
+        subprocess.run(["mount", "-o", "remount,size=16m", str(small)], check=True)
+        assert run(*arguments).returncode == 0
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
