@@ -66,6 +66,7 @@ def test_all_errors_come_at_once():
         (("keep=3",), "There is no word keep."),
         (("select.keep",), "write section.key=value"),
         (("allocate.budget=1700", "select.keep=400"), "allocate.budget=1700 is above the pool"),
+        (("allocate.budget=300", "select.keep=400"), "allocate.budget=300 is below select.keep=400"),
         (("gradients.rank=2.5",), "gradients.rank=2.5: give a whole number."),
         (("allocate.floor=perhaps",), "allocate.floor=perhaps: give true or false."),
         (("embed.options.dimm=3",), "embed.options.dimm is not an option"),

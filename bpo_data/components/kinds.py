@@ -31,7 +31,7 @@ def outside(name: str, setting: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"{setting}={name} cannot be imported ({error}). Install its package, or check the name."
+            f"{setting}={name} cannot be imported ({error}). Install it, or check the name."
         ) from error
 
 

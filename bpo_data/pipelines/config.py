@@ -72,8 +72,14 @@ class Config:
         if budget > keep * depth:
             yield (
                 f"allocate.budget={budget} is above the pool: select.keep={keep} prompts of at "
-                f"most {depth} pairs are {keep * depth}. Lower allocate.budget, or raise select.keep or "
-                f"pair.per_prompt."
+                f"most {depth} pairs are {keep * depth}. Lower allocate.budget, or raise "
+                f"select.keep or pair.per_prompt."
+            )
+        if self.allocate.floor and budget < keep:
+            yield (
+                f"allocate.budget={budget} is below select.keep={keep}, and each kept prompt is to "
+                f"have a pair. Raise allocate.budget, lower select.keep, or set "
+                f"allocate.floor=false."
             )
 
 

@@ -1,4 +1,4 @@
-"""The trained policy against the SFT policy, on prompts neither was trained on, by the same judge."""
+"""The trained policy against the SFT policy on prompts held out from both, by the same judge."""
 
 from __future__ import annotations
 

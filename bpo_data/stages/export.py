@@ -1,4 +1,4 @@
-"""Write the depth-balanced preference dataset: Parquet that a trainer reads as it is, and a card."""
+"""Write the depth-balanced preference dataset: Parquet a trainer reads as it is, and a card."""
 
 from __future__ import annotations
 

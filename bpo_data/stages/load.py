@@ -35,10 +35,10 @@ class LoadConfig:
     """For ``files``: a file, a folder or a pattern of Parquet, JSONL, JSON, CSV or TSV files."""
 
     columns: dict[str, str] = field(default_factory=dict)
-    """The source's names for prompt, response, score, author, chosen, rejected ...; else guessed."""
+    """The source's names for prompt, response, score, author, chosen ...; else guessed."""
 
     options: dict[str, Any] = field(default_factory=dict)
-    """Further options of the kind: ``roles`` of files, the sizes of ``topics``, a hub set's name."""
+    """Further options of the kind: ``roles`` of files, sizes of ``topics``, a hub set's name."""
 
     test_share: float = 0.1
     """Share of prompts kept aside for ``evaluate``, where the source has no split of its own."""
