@@ -11,6 +11,8 @@ import pytest
 from helpers import SHARED, needs_data
 
 from bpo_data.artifacts import Artifact, Shelf, Work
+from bpo_data.components.rows import Given, Rejected, Row
+from bpo_data.components.sources import Hub
 from bpo_data.errors import UserError
 from bpo_data.runtime import Runtime
 from bpo_data.stages import load
@@ -120,6 +122,64 @@ def test_a_changed_file_is_read_again(tmp_path):
     before = load.outside(config)
     write_lines(path, [pair("q")])
     assert load.outside(config) != before
+
+
+ULTRAFEEDBACK = [
+    {"instruction": prompt, "completions": completions}
+    for prompt, completions in (
+        ("p", [{"model": "m0", "response": "good", "overall_score": 9.0},
+               {"model": "m1", "response": "fair", "overall_score": 5.5}]),
+        ("q", [{"model": "m0", "response": " ", "overall_score": 1.0}]),
+        ("r", [{"model": "m1", "response": "fine", "overall_score": 7.0}]),
+    )
+]  # fmt: skip
+HH = [
+    {"chosen": "\n\nHuman: p\n\nAssistant: good", "rejected": "\n\nHuman: p\n\nAssistant: fair"},
+    {"chosen": "\n\nHuman: p\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: fair"},
+    {"chosen": "\n\nHuman: r\n\nAssistant: fine", "rejected": "\n\nHuman: r\n\nAssistant: no"},
+]
+
+
+@pytest.mark.parametrize(
+    ("records", "given", "reason"),
+    [
+        (
+            ULTRAFEEDBACK,
+            [[Given("good", "m0", 9.0), Given("fair", "m1", 5.5)], [Given("fine", "m1", 7.0)]],
+            "empty_response",
+        ),
+        (
+            HH,
+            [
+                [Given("good", "chosen", 1.0), Given("fair", "rejected", 0.0)],
+                [Given("fine", "chosen", 1.0), Given("no", "rejected", 0.0)],
+            ],
+            "history_differs",
+        ),
+    ],
+    ids=["ultrafeedback", "hh"],
+)
+def test_a_hub_dataset_streams_to_the_rows_its_layout_means(monkeypatch, records, given, reason):
+    import datasets
+
+    asked = []
+
+    def load_dataset(*names, **options):
+        asked.append((names, options))
+        return datasets.Dataset.from_list(records).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    first, bad, last = Hub("lab/set", subset="part", split="test", revision="abc").rows()
+    options = {"split": "test", "revision": "abc", "streaming": True}
+    assert asked == [(("lab/set", "part"), options)]
+    for row, number, prompt, responses in ((first, 0, "p", given[0]), (last, 2, "r", given[1])):
+        assert isinstance(row, Row)
+        assert row.origin == f"lab/set@abc#{number}"
+        assert row.prompt == ({"role": "user", "content": prompt},)
+        assert list(row.given) == responses
+    assert isinstance(bad, Rejected)
+    assert (bad.origin, bad.reason) == ("lab/set@abc#1", reason)
+    assert bad.raw == repr(records[1]).encode()
 
 
 def test_a_limit_draws_whole_prompts_by_lot(tmp_path):

@@ -15,11 +15,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpo_data.components import reading
-from bpo_data.components.layouts import Converter, transcript
-from bpo_data.components.reading import Columns, FileRejected, find_files, read
+from bpo_data.components.reading import (
+    Bad,
+    Columns,
+    Converter,
+    FileRejected,
+    find_files,
+    formats,
+    read,
+)
+from bpo_data.components.reading.messages import transcript
+from bpo_data.components.reading.strict_json import array_elements, loads
+from bpo_data.components.reading.text import visible
 from bpo_data.components.rows import Rejected, Row
-from bpo_data.components.strict_json import Bad, array_elements, loads, visible
 from bpo_data.errors import UserError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
@@ -271,8 +279,8 @@ def test_an_array_that_ends_too_early_loses_nothing_silently(tmp_path: Path) -> 
 def test_a_line_too_long_is_set_aside_and_never_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "MAX_LINE", 100)
-    monkeypatch.setattr(reading, "KEPT", 10)
+    monkeypatch.setattr(formats, "MAX_LINE", 100)
+    monkeypatch.setattr(formats, "KEPT", 10)
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "a"}\n{"prompt": "' + "b" * 1000 + '"}\n{"prompt": "c"}\n')
     first, long, last = read(str(path), Columns())

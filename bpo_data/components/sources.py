@@ -104,8 +104,7 @@ class Hub:
         return {f"{self.name}/{self.subset}/{self.split}": self.revision}
 
     def rows(self) -> Iterator[Row | Rejected]:
-        from bpo_data.components.layouts import Columns, Converter
-        from bpo_data.components.strict_json import Bad
+        from bpo_data.components.reading import Bad, Columns, Converter
 
         converter: Converter | None = None
         for number, record in enumerate(self.records()):

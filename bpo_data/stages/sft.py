@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from bpo_data import training
+from bpo_data.artifacts import Draft, sha256
 from bpo_data.errors import UserError
 from bpo_data.policy import (
     Policy,
@@ -21,9 +23,6 @@ from bpo_data.policy import (
 from bpo_data.runtime import Runtime, quiet_libraries
 from bpo_data.scratch import Scratch, make_policy
 from bpo_data.tables import Message, columns
-
-if TYPE_CHECKING:
-    from bpo_data.artifacts import Draft
 
 VERSION = 1
 LOG = {"loss": "loss", "learning_rate": "learning_rate", "accuracy": "mean_token_accuracy"}
@@ -96,6 +95,14 @@ class SftConfig:
             yield f"sft.steps={self.steps}: use at least 1."
         yield from self.scratch.problems("sft.scratch")
         yield from training.problems(self, "sft")
+
+
+def outside(config: SftConfig) -> dict[str, str]:
+    """Digests of a local model's files, so that a changed model is noticed."""
+    folder = Path(config.model)
+    if not config.model or not folder.is_dir():
+        return {}
+    return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def schema(config: SftConfig) -> pa.Schema:

@@ -1,30 +1,22 @@
-"""Files to rows: Parquet, JSON lines, JSON arrays, CSV and TSV, streamed and never trusted."""
+"""Parquet, JSON lines, JSON arrays, CSV and TSV to records: streamed, and never trusted."""
 
 from __future__ import annotations
 
 import csv
-import glob
 import gzip
-import json
-import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bpo_data.components.layouts import ROLES, Columns, Converter
-from bpo_data.components.rows import Rejected, Row
-from bpo_data.components.strict_json import Bad, Reason, array_elements, loads
-from bpo_data.errors import UserError, nearest
-
-__all__ = ["Columns", "FileRejected", "find_files", "read"]
+from bpo_data.components.reading.faults import Bad, FileRejected
+from bpo_data.components.reading.strict_json import array_elements, loads
 
 MAX_LINE = 64 * 2**20
 """Bytes of one row; a longer line is rejected and never held whole."""
@@ -34,15 +26,6 @@ MAX_ARRAY = 2**30
 """Bytes of a JSON array, unpacked: the one layout that is held in memory."""
 BATCH = 256
 """Parquet rows turned into Python objects at a time."""
-
-
-class FileRejected(UserError):
-    """A whole file that cannot be read; ``reason`` is one word of the closed set."""
-
-    def __init__(self, path: Path, reason: Reason, detail: str) -> None:
-        super().__init__(f"{path.name}: {detail}")
-        self.path = path
-        self.reason: Reason = reason
 
 
 @dataclass(frozen=True)
@@ -56,129 +39,17 @@ class Record:
     """Its bytes; None in Parquet, where ``fields`` is all there is."""
 
 
-def read(
-    path: str, columns: Columns, roles: Mapping[str, str] | None = None
-) -> Iterator[Row | Rejected]:
-    """Every row of the files at ``path``, good or set aside, in the order of the files.
-
-    ``roles`` maps other names of roles, such as {"human": "user"}. All files are looked through
-    before the first row comes. Raises FileRejected for a file that cannot be read as a whole.
-    """
-    for alias, role in (roles or {}).items():
-        if role not in ROLES:
-            raise UserError(f"load.roles.{alias}={role}: a role is one of {', '.join(ROLES)}.")
-    files = find_files(path)
-    base = os.path.commonpath([file.parent for file in files])
-    plans = [(file, os.path.relpath(file, base), *_look(file, columns, roles)) for file in files]
-    return chain.from_iterable(_rows(*plan) for plan in plans)
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        raise FileRejected(path, "duplicate_key", "two columns have the same name. Rename one.")
 
 
-def find_files(pattern: str) -> list[Path]:
-    """The data files a path means: a file, the supported files of a folder, or a glob's, sorted."""
-    path = Path(pattern)
-    if path.is_file():
-        if _suffix(path) not in KINDS:
-            raise UserError(f"load.path={pattern}: {_unsupported()}")
-        return [path]
-    if path.is_dir():
-        found = [one for one in path.iterdir() if not one.name.startswith(".")]
-    else:
-        found = [Path(one) for one in glob.glob(pattern, recursive=True)]
-    files = sorted(one for one in found if one.is_file() and _suffix(one) in KINDS)
-    if files:
-        return files
-    if found or path.is_dir():
-        raise UserError(f"load.path={pattern}: no data file is there. {_unsupported()}")
-    folder = path.parent
-    names = [one.name for one in folder.iterdir()] if folder.is_dir() else []
-    near = nearest(path.name, names) or (
-        f" In {folder}: {', '.join(sorted(names)[:8])}."
-        if names
-        else f" There is no folder {folder} either."
-    )
-    raise UserError(f"load.path={pattern}: nothing is there.{near}")
-
-
-def _suffix(path: Path) -> str:
-    return (
-        path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
-    )
-
-
-def _unsupported() -> str:
-    return f"Files are read by their ending: {', '.join(KINDS)}; the text kinds also with .gz."
-
-
-def _look(
-    path: Path, columns: Columns, roles: Mapping[str, str] | None
-) -> tuple[Callable[[], Iterator[Record]], Converter]:
-    """A first pass: which columns are there, and is the file sound to its end."""
-    kind = _suffix(path)
-    records = partial(KINDS[kind], path)
-    keys: dict[str, None] = {}
-    rows = 0
-    if kind == ".parquet":
-        with _parquet(path) as file:
-            schema, rows = file.schema_arrow, file.metadata.num_rows
-        keys = dict.fromkeys(schema.names)
-        if len(keys) < len(schema.names):
-            raise FileRejected(path, "duplicate_key", "two columns have the same name. Rename one.")
-    else:
-        for record in records():
-            rows += 1
-            if isinstance(record.fields, dict):
-                keys.update(dict.fromkeys(record.fields))
-    if not rows:
-        raise FileRejected(path, "no_rows", "the file holds no rows. Leave it out.")
-    if kind == ".json" and not keys:
-        raise FileRejected(path, "invalid_json", "neither an array of objects nor JSON lines.")
-    try:
-        converter = Converter(keys, columns, roles or {}, textual=kind in (".csv", ".tsv"))
-    except Bad as bad:
-        raise FileRejected(path, bad.reason, bad.detail) from bad
-    if kind == ".parquet":
-        _check_types(path, schema, converter)
-    return records, converter
-
-
-def _rows(
-    path: Path, name: str, records: Callable[[], Iterator[Record]], converter: Converter
-) -> Iterator[Row | Rejected]:
-    for record in records():
-        origin = name + record.place
-        try:
-            if isinstance(record.fields, Bad):
-                raise record.fields
-            yield converter.row(record.fields, origin)
-        except Bad as bad:
-            raw = record.raw if record.raw is not None else _as_json(record.fields)
-            yield Rejected(origin, bad.reason, bad.detail, raw)
-
-
-def _as_json(fields: Any) -> bytes:
-    text = json.dumps(
-        fields, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str
-    )
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _check_types(path: Path, schema: pa.Schema, converter: Converter) -> None:
-    for part in ("prompt", "chosen", "rejected", "response"):
-        for name in converter.parts[part][:1]:
-            if not _holds_text(schema.field(name).type):
-                raise FileRejected(
-                    path,
-                    "wrong_type",
-                    f"the column `{name}` is {schema.field(name).type}, not text or messages. "
-                    f"Name another with load.columns.{part}=NAME, or none with `-`.",
-                )
-
-
-def _holds_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _holds_text(kind.value_type)
-    tests = ("is_string", "is_large_string", "is_string_view", "is_struct", "is_null")
-    return any(getattr(pa.types, test)(kind) for test in tests)
+def parquet_shape(path: Path) -> tuple[pa.Schema, int]:
+    """The columns of a Parquet file and its number of rows, from its footer."""
+    with _parquet(path) as file:
+        schema, rows = file.schema_arrow, file.metadata.num_rows
+    _check_names(path, schema.names)
+    return schema, rows
 
 
 @contextmanager
@@ -315,10 +186,7 @@ def _csv(path: Path, delimiter: str) -> Iterator[Record]:
             return
         if cells and not header:
             header = cells
-            if len(set(header)) < len(header):
-                raise FileRejected(
-                    path, "duplicate_key", "two columns have the same name. Rename one."
-                )
+            _check_names(path, header)
         elif cells:
             raw = b"".join(held).rstrip(b"\r\n")
             yield Record(f":{start}", _cells(header, cells, raw), raw)

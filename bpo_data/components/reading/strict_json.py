@@ -1,58 +1,14 @@
-"""JSON and text read strictly: what most parsers pass over in silence is refused by name."""
+"""JSON read strictly: what most parsers pass over in silence is refused by name."""
 
 from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
-Reason = Literal[
-    "chosen_equals_rejected",
-    "chosen_equals_rejected_after_nfc",
-    "chosen_equals_rejected_after_trim",
-    "control_character",
-    "corrupt_gzip",
-    "corrupt_parquet",
-    "duplicate_id",
-    "duplicate_key",
-    "empty_prompt",
-    "empty_response",
-    "history_differs",
-    "invalid_json",
-    "lone_surrogate",
-    "malformed_csv",
-    "missing_column",
-    "missing_field",
-    "missing_id",
-    "missing_role",
-    "no_rows",
-    "no_user_message",
-    "not_an_object",
-    "not_utf8",
-    "null_response",
-    "null_score",
-    "number_out_of_range",
-    "prompt_ends_with_assistant",
-    "roles_do_not_alternate",
-    "score_not_a_number",
-    "score_not_finite",
-    "score_order_inverted",
-    "score_tie",
-    "system_not_first",
-    "too_deep",
-    "too_long",
-    "two_systems",
-    "unknown_layout",
-    "unknown_role",
-    "unknown_split",
-    "unreadable",
-    "unsupported_content",
-    "wrong_field_count",
-    "wrong_type",
-]
+from bpo_data.components.reading.faults import Bad
 
 MAX_DEPTH = 100
 """Lists and objects inside one another; a message list with content parts needs 6."""
@@ -61,20 +17,8 @@ LONGEST_INTEGER = 309
 """Digits of the largest float64; Python itself refuses to read more than 4,300."""
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-_BRACKET = re.compile(_STRING + rb"|[\[\]{}]", re.DOTALL)
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\ufe00-\ufe0f\uffa0]")
 _MARK = re.compile(_STRING + rb"|[\[\]{},]", re.DOTALL)
-
-
-class Bad(Exception):
-    """What is wrong with a row, or with a file: a reason of the closed set, and the particulars."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason: Reason = reason
-        printable = detail.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
-        self.detail = " ".join(printable.split())[:1000]
+_STEP = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 
 
 def loads(raw: bytes) -> Any:
@@ -105,7 +49,7 @@ def array_elements(data: bytes) -> Iterator[tuple[int, bytes, bool]]:
     for mark in _MARK.finditer(data):
         sign = data[mark.start() : mark.start() + 1]
         ends = depth == 1 and sign in (b",", b"]")
-        depth += (sign in (b"[", b"{")) - (sign in (b"]", b"}"))
+        depth += _STEP.get(sign, 0)
         if ends:
             element = data[start : mark.start()]
             first = start + len(element) - len(element.lstrip())
@@ -121,28 +65,10 @@ def array_elements(data: bytes) -> Iterator[tuple[int, bytes, bool]]:
         yield line + data.count(b"\n", counted, data.find(rest, start)), rest, False
 
 
-def clean(text: str) -> str:
-    """The text as it is. Raises Bad if it holds what a table or a tokenizer cannot carry."""
-    if surrogate := _SURROGATE.search(text):
-        raise Bad("lone_surrogate", f"half a surrogate pair at character {surrogate.start() + 1}")
-    if "\0" in text:
-        raise Bad("control_character", f"a NUL at character {text.index(chr(0)) + 1}")
-    return text
-
-
-def visible(text: str) -> bool:
-    """Whether a reader would see anything: more than space, format and control characters."""
-    return any(
-        unicodedata.category(mark)[0] not in "ZC" or unicodedata.category(mark) == "Co"
-        for mark in _INVISIBLE.sub("", text)
-    )
-
-
 def _depth(raw: bytes) -> int:
     depth = deepest = 0
-    for mark in _BRACKET.finditer(raw):
-        sign = raw[mark.start() : mark.start() + 1]
-        depth += (sign in (b"[", b"{")) - (sign in (b"]", b"}"))
+    for mark in _MARK.finditer(raw):
+        depth += _STEP.get(raw[mark.start() : mark.start() + 1], 0)
         deepest = max(deepest, depth)
     return deepest
 

@@ -1,0 +1,144 @@
+"""A path to rows: find its files, look each through once, then convert record by record."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from bpo_data.components.reading.columns import Columns
+from bpo_data.components.reading.faults import Bad, FileRejected
+from bpo_data.components.reading.formats import KINDS, Record, parquet_shape
+from bpo_data.components.reading.layouts import Converter
+from bpo_data.components.reading.messages import ROLES
+from bpo_data.components.rows import Rejected, Row
+from bpo_data.errors import UserError, nearest
+
+
+def read(
+    path: str, columns: Columns, roles: Mapping[str, str] | None = None
+) -> Iterator[Row | Rejected]:
+    """Every row of the files at ``path``, good or set aside, in the order of the files.
+
+    ``roles`` maps other names of roles, such as {"human": "user"}. All files are looked through
+    before the first row comes. Raises FileRejected for a file that cannot be read as a whole.
+    """
+    for alias, role in (roles or {}).items():
+        if role not in ROLES:
+            raise UserError(f"load.roles.{alias}={role}: a role is one of {', '.join(ROLES)}.")
+    files = find_files(path)
+    base = os.path.commonpath([file.parent for file in files])
+    plans = [(file, os.path.relpath(file, base), *_look(file, columns, roles)) for file in files]
+    return chain.from_iterable(_rows(*plan) for plan in plans)
+
+
+def find_files(pattern: str) -> list[Path]:
+    """The data files a path means: a file, the supported files of a folder, or a glob's, sorted."""
+    path = Path(pattern)
+    if path.is_file():
+        if _suffix(path) not in KINDS:
+            raise UserError(f"load.path={pattern}: {_unsupported()}")
+        return [path]
+    if path.is_dir():
+        found = [one for one in path.iterdir() if not one.name.startswith(".")]
+    else:
+        found = [Path(one) for one in glob.glob(pattern, recursive=True)]
+    files = sorted(one for one in found if one.is_file() and _suffix(one) in KINDS)
+    if files:
+        return files
+    if found or path.is_dir():
+        raise UserError(f"load.path={pattern}: no data file is there. {_unsupported()}")
+    folder = path.parent
+    names = [one.name for one in folder.iterdir()] if folder.is_dir() else []
+    near = nearest(path.name, names) or (
+        f" In {folder}: {', '.join(sorted(names)[:8])}."
+        if names
+        else f" There is no folder {folder} either."
+    )
+    raise UserError(f"load.path={pattern}: nothing is there.{near}")
+
+
+def _suffix(path: Path) -> str:
+    return (
+        path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+    )
+
+
+def _unsupported() -> str:
+    return f"Files are read by their ending: {', '.join(KINDS)}; the text kinds also with .gz."
+
+
+def _look(
+    path: Path, columns: Columns, roles: Mapping[str, str] | None
+) -> tuple[Callable[[], Iterator[Record]], Converter]:
+    """A first pass: which columns are there, and is the file sound to its end."""
+    kind = _suffix(path)
+    records = partial(KINDS[kind], path)
+    keys: dict[str, None] = {}
+    rows = 0
+    if kind == ".parquet":
+        schema, rows = parquet_shape(path)
+        keys = dict.fromkeys(schema.names)
+    else:
+        for record in records():
+            rows += 1
+            if isinstance(record.fields, dict):
+                keys.update(dict.fromkeys(record.fields))
+    if not rows:
+        raise FileRejected(path, "no_rows", "the file holds no rows. Leave it out.")
+    if kind == ".json" and not keys:
+        raise FileRejected(path, "invalid_json", "neither an array of objects nor JSON lines.")
+    try:
+        converter = Converter(keys, columns, roles or {}, textual=kind in (".csv", ".tsv"))
+    except Bad as bad:
+        raise FileRejected(path, bad.reason, bad.detail) from bad
+    if kind == ".parquet":
+        _check_types(path, schema, converter)
+    return records, converter
+
+
+def _rows(
+    path: Path, name: str, records: Callable[[], Iterator[Record]], converter: Converter
+) -> Iterator[Row | Rejected]:
+    for record in records():
+        origin = name + record.place
+        try:
+            if isinstance(record.fields, Bad):
+                raise record.fields
+            yield converter.row(record.fields, origin)
+        except Bad as bad:
+            raw = record.raw if record.raw is not None else _as_json(record.fields)
+            yield Rejected(origin, bad.reason, bad.detail, raw)
+
+
+def _as_json(fields: Any) -> bytes:
+    text = json.dumps(
+        fields, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str
+    )
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _check_types(path: Path, schema: pa.Schema, converter: Converter) -> None:
+    for part in ("prompt", "chosen", "rejected", "response"):
+        for name in converter.cells.parts[part][:1]:
+            if not _holds_text(schema.field(name).type):
+                raise FileRejected(
+                    path,
+                    "wrong_type",
+                    f"the column `{name}` is {schema.field(name).type}, not text or messages. "
+                    f"Name another with load.columns.{part}=NAME, or none with `-`.",
+                )
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _holds_text(kind.value_type)
+    tests = ("is_string", "is_large_string", "is_string_view", "is_struct", "is_null")
+    return any(getattr(pa.types, test)(kind) for test in tests)

@@ -1,0 +1,95 @@
+"""The pipeline against an OpenAI-compatible server on this machine, prompts alone to begin with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from helpers import run
+from stub_server import StubServer, message
+
+QUESTIONS = 14
+
+
+def reply(payload: dict, number: int = 0):
+    """An answer that depends on the seed, or a verdict that depends on the answer."""
+    asked = payload["messages"][-1]["content"]
+    if "to grade" in asked:
+        score = 1 + int(hashlib.sha256(asked.encode()).hexdigest(), 16) % 10
+        return message(json.dumps({"reason": "a coin said so", "score": score}))
+    return message(f"answer {payload['seed'] % 1000} to {asked}")
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory) -> Path:
+    from bpo_data.policy import save_policy
+    from bpo_data.scratch import Scratch, make_policy
+
+    folder = tmp_path_factory.mktemp("policy")
+    talk = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer 17"}]
+    save_policy(make_policy([talk], Scratch(width=16, layers=1, heads=2, hidden=16), 0), folder)
+    return folder
+
+
+def arguments(folder: Path, policy: Path, url: str, stage: str = "export") -> list[str]:
+    source = folder / "prompts.jsonl"
+    if not source.exists():
+        source.write_text(
+            "".join(json.dumps({"prompt": f"question {n}?"}) + "\n" for n in range(QUESTIONS))
+        )
+    return [
+        f"stage={stage}", "recipe=own_data", f"load.path={source}", f"runtime.folder={folder}/runs",
+        "load.test_share=0.3", "select.share=1", "sft.kind=given", f"sft.model={policy}",
+        "augment.client=openai", "augment.model=writer", f"augment.base_url={url}",
+        "augment.responses=4", "score.kind=rubric", "score.options.model=judge",
+        f"score.options.base_url={url}", "gradients.rank=2", "gradients.dim=16",
+    ]  # fmt: skip
+
+
+def asked(server: StubServer) -> Counter[str]:
+    return Counter(payload["model"] for payload in server.payloads)
+
+
+def test_prompts_alone_become_a_dataset_and_no_reply_is_paid_for_twice(tmp_path, policy):
+    with StubServer(reply=reply) as server:
+        first = run(*arguments(tmp_path, policy, server.url))
+        assert first.returncode == 0, first.stderr
+        assert asked(server) == {"writer": 40, "judge": 40}
+        (folder,) = (tmp_path / "runs").glob("export-*/dataset")
+        for split in ("train", "test"):
+            for row in pq.read_table(folder / f"{split}.parquet").to_pylist():
+                assert row["score_chosen"] > row["score_rejected"]
+                assert row["author_chosen"] == "writer"
+        more = run(*arguments(tmp_path, policy, server.url), "augment.responses=6")
+        assert more.returncode == 0, more.stderr
+        assert asked(server) == {"writer": 60, "judge": 60}, "raising 4 to 6 pays for 2"
+        again = run(*arguments(tmp_path, policy, server.url), "score.options.max_tokens=511")
+        assert again.returncode == 0, again.stderr
+        assert asked(server) == {"writer": 60, "judge": 100}, "a changed payload asks again"
+
+
+def test_a_refused_key_is_one_line_and_never_shown(tmp_path, policy, monkeypatch):
+    from stub_server import echo_key
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret-indeed")
+    with StubServer(reply=reply, faults=[echo_key(401)] * 200) as server:
+        result = run(*arguments(tmp_path, policy, server.url, "augment"))
+    assert result.returncode == 2
+    assert "augment.base_url" in result.stderr
+    assert "Traceback" not in result.stderr
+    left = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"very-secret" not in left
+    assert "very-secret" not in result.stdout + result.stderr
+
+
+def test_prompts_alone_without_a_model_say_what_is_missing(tmp_path):
+    source = tmp_path / "prompts.jsonl"
+    source.write_text("".join(json.dumps({"prompt": f"question {n}?"}) + "\n" for n in range(9)))
+    result = run("recipe=own_data", f"load.path={source}", f"runtime.folder={tmp_path}/runs")
+    assert result.returncode == 2
+    assert "sft has no responses to learn from" in result.stderr
+    assert "sft.kind=given sft.model=" in result.stderr
