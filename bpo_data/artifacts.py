@@ -23,7 +23,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from bpo_data import __version__
+from bpo_data import __version__, disk
 from bpo_data.errors import UserError
 from bpo_data.tables import canonical
 
@@ -83,7 +83,7 @@ class Artifact:
     def checked(self, name: str) -> Path:
         """The path of a file whose bytes are still the ones in the manifest."""
         path = self.folder / name
-        if not path.is_file() or sha256(path) != self.manifest["files"][name]["sha256"]:
+        if not path.is_file() or disk.sha256(path) != self.manifest["files"][name]["sha256"]:
             raise UserError(
                 f"{path} is missing or not what was written (its sha256 differs from "
                 f"{MANIFEST}). Remove the folder {self.folder} and run the same command again."
@@ -108,12 +108,12 @@ class Draft:
     def write(self, table: pa.Table, name: str = "") -> None:
         """Write the stage's table, or the named file of it; columns must be the schema's."""
         name = name or f"{self.makes}.parquet"
-        write_parquet(self.fitted(table), self.folder / name)
+        disk.write_parquet(self.fitted(table), self.folder / name)
         self.table_files.append(name)
 
     def write_beside(self, table: pa.Table, name: str) -> None:
         """Write a Parquet file that is not part of the stage's table, such as rows set aside."""
-        write_parquet(table, self.folder / name)
+        disk.write_parquet(table, self.folder / name)
 
     def map_parts(
         self, rows: pa.Table, make: Callable[[pa.Table], pa.Table], part_rows: int
@@ -128,7 +128,7 @@ class Draft:
                 name = f"{self.makes}-{number:05d}.parquet"
                 part = rows.slice(start, part_rows)
                 if not (self.folder / name).exists():
-                    write_parquet(self.fitted(make(part)), self.folder / name)
+                    disk.write_parquet(self.fitted(make(part)), self.folder / name)
                 self.table_files.append(name)
                 bar.update(part.num_rows)
 
@@ -258,9 +258,11 @@ class Shelf:
         run(draft)
         shutil.rmtree(partial / ".scratch", ignore_errors=True)
         manifest = receipt(work, draft, time.monotonic() - started)
-        write_bytes(json.dumps(manifest, indent=1, ensure_ascii=False).encode(), partial / MANIFEST)
+        disk.write_bytes(
+            json.dumps(manifest, indent=1, ensure_ascii=False).encode(), partial / MANIFEST
+        )
         os.rename(partial, self.folder / work.name)
-        sync_folder(self.folder)
+        disk.sync_folder(self.folder)
         return Artifact(self.folder / work.name, manifest)
 
 
@@ -282,8 +284,8 @@ def receipt(work: Work, draft: Draft, seconds: float) -> dict[str, Any]:
     for path in paths:
         name = path.relative_to(draft.folder).as_posix()
         if name != MANIFEST:
-            sync_file(path)
-            files[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            disk.sync_file(path)
+            files[name] = {"bytes": path.stat().st_size, "sha256": disk.sha256(path)}
     content = {name: file["sha256"] for name, file in files.items() if name not in draft.views}
     rows = sum(pq.ParquetFile(draft.folder / name).metadata.num_rows for name in draft.table_files)
     return {
@@ -330,44 +332,3 @@ def leaves(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def write_parquet(table: pa.Table, path: Path) -> None:
-    """Write beside and rename, so that a file that exists is whole."""
-    import pyarrow.parquet as pq
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writing = path.with_name(path.name + ".writing")
-    pq.write_table(table, writing, compression="zstd")
-    sync_file(writing)
-    os.rename(writing, path)
-
-
-def write_bytes(content: bytes, path: Path) -> None:
-    """Write beside, bring to disk, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writing = path.with_name(path.name + ".writing")
-    with open(writing, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(writing, path)
-
-
-def sync_file(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -74,6 +74,8 @@ def test_all_errors_come_at_once():
         (("sft.kind=given",), "sft.model"),
         (("load.kind=files",), "load.path is empty"),
         (("load.kind=files", "load.path=nothing.jsonl"), "nothing.jsonl"),
+        (("load.kind=hub", "load.columns.promt=q"), "load.columns.promt is no column we use."),
+        (("load.kind=hub", "load.options.roles.human=boss"), "load.options.roles.human=boss"),
         (("augment.client=openai",), "augment.model is empty"),
         (("runtime.device=tpu",), "runtime.device=tpu"),
         (("plan=maybe",), "plan=maybe"),

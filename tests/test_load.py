@@ -179,7 +179,7 @@ def test_a_hub_dataset_streams_to_the_rows_its_layout_means(monkeypatch, records
         assert list(row.given) == responses
     assert isinstance(bad, Rejected)
     assert (bad.origin, bad.reason) == ("lab/set@abc#1", reason)
-    assert bad.raw == repr(records[1]).encode()
+    assert json.loads(bad.raw) == records[1]
 
 
 def test_a_limit_draws_whole_prompts_by_lot(tmp_path):

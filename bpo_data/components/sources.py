@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from typing import Any, Protocol
 
 from bpo_data.components.rows import Rejected, Row
-from bpo_data.errors import UserError, nearest
+from bpo_data.errors import UserError
 
 
 class Source(Protocol):
@@ -37,15 +36,10 @@ class Files:
         self.on_bad_file = on_bad_file
 
     def problems(self) -> Iterator[str]:
-        from bpo_data.components.reading import Columns, find_files
+        from bpo_data.components.reading import column_problems, find_files, role_problems
 
-        known = [field.name for field in fields(Columns)]
-        for name in self.columns:
-            if name not in known:
-                yield (
-                    f"load.columns.{name} is no column we use.{nearest(name, known)} "
-                    f"There are {', '.join(known)}."
-                )
+        yield from column_problems(self.columns)
+        yield from role_problems(self.roles)
         if self.on_bad_file not in ("stop", "skip"):
             yield f"load.options.on_bad_file={self.on_bad_file}: choose stop or skip."
         if not self.path:
@@ -57,23 +51,21 @@ class Files:
             yield str(error)
 
     def digests(self) -> dict[str, str]:
-        from bpo_data.artifacts import sha256
         from bpo_data.components.reading import find_files
+        from bpo_data.disk import sha256
 
         return {str(path): sha256(path) for path in find_files(self.path)}
 
     def rows(self) -> Iterator[Row | Rejected]:
         from bpo_data.components.reading import Columns, FileRejected, find_files, read
 
-        paths = find_files(self.path)
-        for path in paths:
-            try:
-                yield from read(str(path), Columns(**self.columns), self.roles)
-            except FileRejected as error:
-                if self.on_bad_file == "stop":
-                    way_out = " load.options.on_bad_file=skip goes on without it."
-                    raise UserError(f"{error}{way_out if len(paths) > 1 else ''}") from error
-                yield Rejected(path.name, error.reason, str(error), b"")
+        skip = self.on_bad_file == "skip"
+        try:
+            yield from read(self.path, Columns(**self.columns), self.roles, skip)
+        except FileRejected as error:
+            others = len(find_files(self.path)) > 1 and not skip
+            way_out = " load.options.on_bad_file=skip goes on without it." if others else ""
+            raise UserError(f"{error}{way_out}") from error
 
 
 class Hub:
@@ -96,15 +88,19 @@ class Hub:
         self.roles = dict(roles or {})
 
     def problems(self) -> Iterator[str]:
+        from bpo_data.components.reading import column_problems, role_problems
+
         if not self.name:
             yield "load.options.name is empty: name a dataset of the hub."
+        yield from column_problems(self.columns)
+        yield from role_problems(self.roles)
 
     def digests(self) -> dict[str, str]:
         """The revision is the digest: pin a commit to be sure of the rows."""
         return {f"{self.name}/{self.subset}/{self.split}": self.revision}
 
     def rows(self) -> Iterator[Row | Rejected]:
-        from bpo_data.components.reading import Bad, Columns, Converter
+        from bpo_data.components.reading import Bad, Columns, Converter, as_json
 
         converter: Converter | None = None
         for number, record in enumerate(self.records()):
@@ -117,7 +113,7 @@ class Hub:
             except Bad as bad:
                 if converter is None:
                     raise UserError(f"{self.name}: {bad.detail}") from bad
-                yield Rejected(origin, bad.reason, bad.detail, repr(record).encode())
+                yield Rejected(origin, bad.reason, bad.detail, as_json(record))
 
     def records(self) -> Iterator[dict[str, Any]]:
         import datasets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bpo_data.artifacts import Draft, write_bytes
+from bpo_data import disk
+from bpo_data.artifacts import Draft
 from bpo_data.runtime import Runtime
 from bpo_data.stages.pair import mean_scores
 from bpo_data.statistics import gini
@@ -82,7 +84,7 @@ def run(
         if rows.num_rows:
             draft.write(rows, f"dataset/{name}.parquet")
     draft.facts |= figures(dataset, allocation)
-    write_bytes(card(draft, config).encode(), draft.file("dataset/README.md"))
+    disk.write_bytes(card(draft, config).encode(), draft.file("dataset/README.md"))
 
 
 def joined(
@@ -162,7 +164,18 @@ def card(draft: Draft, config: ExportConfig) -> str:
         settings={name: used.manifest["settings"] for name, used in sorted(draft.inputs.items())},
         has_test="test" in draft.facts["splits"],
         size=size_category(draft.facts["pairs"]),
+        digest=content_digest(draft),
     )
+
+
+def content_digest(draft: Draft) -> str:
+    """16 hex digits that change with the rows.
+
+    ``datasets`` caches a local folder by its name and its card alone, so two exports whose cards
+    agree would be one dataset to it, and the second would load the rows of the first.
+    """
+    rows = "".join(disk.sha256(draft.folder / name) for name in draft.table_files)
+    return hashlib.sha256(rows.encode()).hexdigest()[:16]
 
 
 def template_path() -> Path:

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bpo_data.artifacts import Draft, leaves, write_bytes
+from bpo_data import disk
+from bpo_data.artifacts import Draft, leaves
 from bpo_data.runtime import Runtime
 from bpo_data.tables import columns, lookup, lot
 
@@ -57,7 +58,7 @@ def run(draft: Draft, config: ReportConfig, runtime: Runtime) -> None:
         **map_of(draft, config),
     )
     # A lone surrogate cannot reach here (load sets it aside); anything else is written as it is.
-    write_bytes(page.encode(), draft.view("report.html"))
+    disk.write_bytes(page.encode(), draft.view("report.html"))
     rows = [
         {"table": name, "figure": figure, "value": str(value)}
         for name, figures in facts.items()

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from bpo_data import training
-from bpo_data.artifacts import Draft, sha256
+from bpo_data.artifacts import Draft
+from bpo_data.disk import sha256
 from bpo_data.errors import UserError
 from bpo_data.policy import (
     Policy,

@@ -6,6 +6,7 @@ import glob
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -23,20 +24,47 @@ from bpo_data.errors import UserError, nearest
 
 
 def read(
-    path: str, columns: Columns, roles: Mapping[str, str] | None = None
+    path: str,
+    columns: Columns,
+    roles: Mapping[str, str] | None = None,
+    skip_bad_files: bool = False,
 ) -> Iterator[Row | Rejected]:
     """Every row of the files at ``path``, good or set aside, in the order of the files.
 
     ``roles`` maps other names of roles, such as {"human": "user"}. All files are looked through
-    before the first row comes. Raises FileRejected for a file that cannot be read as a whole.
+    before the first row comes. Raises FileRejected for a file that cannot be read as a whole, or,
+    with ``skip_bad_files``, sets the file aside as one rejected row and goes on.
     """
-    for alias, role in (roles or {}).items():
-        if role not in ROLES:
-            raise UserError(f"load.roles.{alias}={role}: a role is one of {', '.join(ROLES)}.")
     files = find_files(path)
     base = os.path.commonpath([file.parent for file in files])
-    plans = [(file, os.path.relpath(file, base), *_look(file, columns, roles)) for file in files]
-    return chain.from_iterable(_rows(*plan) for plan in plans)
+    plans: list[Iterator[Row | Rejected]] = []
+    for file in files:
+        name = os.path.relpath(file, base)
+        try:
+            plans.append(_rows(name, *_look(file, columns, roles)))
+        except FileRejected as bad:
+            if not skip_bad_files:
+                raise
+            plans.append(iter([Rejected(name, bad.reason, str(bad), b"")]))
+    return chain.from_iterable(plans)
+
+
+def role_problems(roles: Mapping[str, str]) -> Iterator[str]:
+    """One line for each alias that points to no role."""
+    for alias, role in roles.items():
+        if role not in ROLES:
+            yield f"load.options.roles.{alias}={role}: a role is one of {', '.join(ROLES)}."
+
+
+def column_problems(columns: Mapping[str, str]) -> Iterator[str]:
+    """One line for each part that no column can play."""
+    known = [field.name for field in fields(Columns)]
+    for part in columns:
+        if part not in known:
+            yield (
+                f"load.columns.{part} is no column we use.{nearest(part, known)} "
+                f"There are {', '.join(known)}."
+            )
 
 
 def find_files(pattern: str) -> list[Path]:
@@ -105,7 +133,7 @@ def _look(
 
 
 def _rows(
-    path: Path, name: str, records: Callable[[], Iterator[Record]], converter: Converter
+    name: str, records: Callable[[], Iterator[Record]], converter: Converter
 ) -> Iterator[Row | Rejected]:
     for record in records():
         origin = name + record.place
@@ -114,13 +142,14 @@ def _rows(
                 raise record.fields
             yield converter.row(record.fields, origin)
         except Bad as bad:
-            raw = record.raw if record.raw is not None else _as_json(record.fields)
+            raw = record.raw if record.raw is not None else as_json(record.fields)
             yield Rejected(origin, bad.reason, bad.detail, raw)
 
 
-def _as_json(fields: Any) -> bytes:
+def as_json(record: Any) -> bytes:
+    """A record whose bytes are not at hand, as canonical JSON."""
     text = json.dumps(
-        fields, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str
+        record, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str
     )
     return text.encode("utf-8", "surrogatepass")
 
