@@ -1,0 +1,98 @@
+"""The page: true counts, and hostile text that stays text."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+from helpers import SHARED, needs_data, run
+
+EVIL = [
+    "<script>window.owned = true</script>",
+    "</td></table></script><img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "{{ 7 * 7 }} {% raw %} ${7*7}",
+    "\u202eright to left\u202c \u200d\u200b " + "x" * 3000,
+    "javascript:alert(1) &lt;b&gt;",
+]
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("evil")
+    source = folder / "evil.jsonl"
+    rows = [
+        {
+            "prompt": f"{number} {EVIL[number % len(EVIL)]}",
+            "chosen": f"good {EVIL[(number + 1) % len(EVIL)]}",
+            "rejected": f"bad {number}",
+            "topic": EVIL[0],
+        }
+        for number in range(30)
+    ]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run(
+        "recipe=own_data", f"load.path={source}", f"runtime.folder={folder}/runs",
+        "sft.steps=2", "sft.batch=2", "augment.client=given", "score.kind=given",
+        "gradients.rank=2", "gradients.dim=16", "train.steps=1", "train.batch=2",
+        "evaluate.prompts=2", "evaluate.max_tokens=4", "allocate.share=1", "select.share=1",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (path,) = (folder / "runs").glob("report-*/report.html")
+    return path.read_text(encoding="utf-8")
+
+
+def test_hostile_text_is_shown_and_makes_no_element(page):
+    parsed = Tags()
+    parsed.feed(page)
+    assert not {"script", "img", "iframe", "object", "link"} & set(parsed.tags)
+    assert not [name for name, _ in parsed.attributes if name.startswith("on")]
+    shown = "".join(parsed.text)
+    assert "<script>window.owned = true</script>" in shown
+    assert "{{ 7 * 7 }}" in shown
+    assert "49" not in shown.split("{{ 7 * 7 }}")[1][:20]
+
+
+def test_the_page_asks_for_nothing_outside(page):
+    parsed = Tags()
+    parsed.feed(page)
+    links = [value for name, value in parsed.attributes if name in ("src", "href", "action")]
+    assert links == []
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+def test_own_pairs_without_new_responses_say_why_there_is_no_win_rate(page):
+    assert "No win rate" in page
+    assert "of held-out pairs ranked right" in page
+
+
+@needs_data
+def test_control_tokens_in_text_never_become_control_tokens(tmp_path):
+    result = run(
+        "stage=gradients", "recipe=own_data", f"runtime.folder={tmp_path}",
+        f"load.path={SHARED / 'bad_inputs' / '28_special_tokens.jsonl'}", "load.test_share=0",
+        "sft.steps=2", "sft.batch=2", "augment.client=given", "select.share=1",
+        "gradients.rank=2", "gradients.dim=16",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (path,) = tmp_path.glob("gradients-*/manifest.json")
+    facts = json.loads(path.read_text())["facts"]
+    assert facts["responses"] == 20
+    assert facts["set_aside"] == {}
