@@ -104,6 +104,7 @@ class Draft:
         self.facts: dict[str, Any] = {}
         self.views: set[str] = set()
         self.table_files: list[str] = []
+        self.progress: Any = None
 
     def write(self, table: pa.Table, name: str = "") -> None:
         """Write the stage's table, or the named file of it; columns must be the schema's."""
@@ -121,16 +122,17 @@ class Draft:
         """Write ``make(part)`` for each ``part_rows`` rows; parts found finished are not remade.
 
         ``make`` sees its rows and nothing that ran before, so where the cuts fall and what
-        survived a crash change nothing.
+        survived a crash change nothing. It may tell of rows done within the part through
+        ``progress``.
         """
-        with self.bar(rows.num_rows, "rows") as bar:
+        with self.bar(rows.num_rows, "rows") as self.progress:
             for number, start in enumerate(range(0, max(rows.num_rows, 1), part_rows)):
                 name = f"{self.makes}-{number:05d}.parquet"
                 part = rows.slice(start, part_rows)
                 if not (self.folder / name).exists():
                     disk.write_parquet(self.fitted(make(part)), self.folder / name)
                 self.table_files.append(name)
-                bar.update(part.num_rows)
+                self.progress.update(start + part.num_rows - self.progress.n)
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """What has been written of the stage's table."""

@@ -159,6 +159,7 @@ def sample_locally(draft: Draft, config: AugmentConfig, runtime: Runtime, wanted
             temperature=config.temperature,
             top_p=config.top_p,
             batch_rows=config.batch,
+            progress=draft.progress,
         )
         for row, drawn in zip(new, samples, strict=True):
             row |= {"text": drawn.text, "state": drawn.state, "tokens": drawn.tokens, "attempts": 1}

@@ -15,7 +15,7 @@ from bpo_data.runtime import Runtime
 from bpo_data.tables import ID, columns, lookup, vectors
 
 VERSION = 1
-PART_ROWS = 1024  # part of the format: batches never straddle a part
+PART_ROWS = 256  # part of the format: batches never straddle a part
 SET_ASIDE = pa.schema([("response_id", pa.string()), ("reason", pa.string())])
 
 
