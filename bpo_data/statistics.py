@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,12 @@ def mean_of(values: Sequence[float]) -> Estimate | None:
         return Estimate(mean, float("-inf"), float("inf"), 1)
     half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
     return Estimate(mean, mean - float(half), mean + float(half), len(values))
+
+
+def share_by_prompt(rows: Iterable[tuple[str, float]]) -> Estimate | None:
+    """Like ``mean_by_prompt`` for values in [0, 1]; the interval ends where a share does."""
+    mean = mean_by_prompt(rows)
+    return mean and replace(mean, low=max(mean.low, 0.0), high=min(mean.high, 1.0))
 
 
 def mean_by_prompt(rows: Iterable[tuple[str, float]]) -> Estimate | None:

@@ -17,7 +17,7 @@ from bpo_data.policy import encode
 from bpo_data.runtime import Runtime
 from bpo_data.scratch import Scratch, make_policy
 from bpo_data.stages import cluster
-from bpo_data.statistics import gini, mean_by_prompt, mean_of
+from bpo_data.statistics import gini, mean_by_prompt, mean_of, share_by_prompt
 from bpo_data.tables import vectors
 
 TALKS = [
@@ -130,6 +130,12 @@ def test_the_interval_is_students(values):
 def test_rows_of_a_prompt_count_as_one():
     many = mean_by_prompt([("p", 1.0)] * 50 + [("q", 0.0), ("r", 0.5)])
     assert (many.mean, many.count) == (0.5, 3)
+
+
+def test_a_share_has_no_interval_beyond_0_and_1():
+    few = share_by_prompt([("p", 1.0), ("q", 1.0), ("r", 0.5)])
+    assert few.high == 1.0
+    assert 0 <= few.low < few.mean
 
 
 def test_gini_by_hand():

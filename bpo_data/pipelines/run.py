@@ -50,6 +50,9 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("bpo_data: stopped; the same command goes on from here.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our lines, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise

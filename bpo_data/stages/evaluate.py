@@ -16,7 +16,7 @@ from bpo_data.errors import UserError
 from bpo_data.policy import Policy
 from bpo_data.runtime import Runtime
 from bpo_data.stages.score import ScoreConfig, items_of
-from bpo_data.statistics import Estimate, mean_by_prompt
+from bpo_data.statistics import Estimate, mean_by_prompt, share_by_prompt
 from bpo_data.tables import ID, columns, lot, maybe
 
 VERSION = 1
@@ -185,7 +185,7 @@ def win_figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "without_verdict": len(rows) - len(decided),
         "ties": sum(row["winner"] == "tie" for row in decided),
         "win_rate": shown(
-            mean_by_prompt((row["prompt_id"], WORTH[row["winner"]]) for row in decided)
+            share_by_prompt((row["prompt_id"], WORTH[row["winner"]]) for row in decided)
         ),
         "score_sft": shown(mean_by_prompt((row["prompt_id"], row["score_sft"]) for row in decided)),
         "score_trained": shown(
@@ -229,7 +229,7 @@ def pair_accuracy(policies: dict[str, Policy], dataset: pa.Table) -> Estimate | 
         trained, sft = (log_probs(policies[name], conversations) for name in ("trained", "sft"))
         ratio[side] = trained - sft
     right = (ratio["chosen"] > ratio["rejected"]).astype(float)
-    return mean_by_prompt(
+    return share_by_prompt(
         (row["prompt_id"], float(value)) for row, value in zip(rows, right, strict=True)
     )
 
