@@ -1,0 +1,64 @@
+"""The same numbers on a GPU. Opted into with ``-m gpu``; skips where torch sees none."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import TINY, run
+
+from bpo_data.generation import sample
+from bpo_data.gradients.engine import ResponseGradients
+from bpo_data.likelihood import log_probs
+from bpo_data.policy import Policy, encode
+from bpo_data.scratch import Scratch, make_policy
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
+]
+TALKS = [
+    ([{"role": "user", "content": f"question {n}"}], f"answer {n} " * (n % 5)) for n in range(12)
+]
+
+
+@pytest.fixture(scope="module")
+def policies() -> dict[str, Policy]:
+    talks = [[*prompt, {"role": "assistant", "content": text}] for prompt, text in TALKS]
+    made = {device: make_policy(talks, Scratch(), 0) for device in ("cpu", "cuda")}
+    made["cuda"].model.to("cuda")
+    return made
+
+
+def test_gradients_are_those_of_the_cpu(policies):
+    found = {}
+    for device, policy in policies.items():
+        tokens = [encode(policy.tokenizer, prompt, text) for prompt, text in TALKS]
+        engine = ResponseGradients(policy.model, rank=8, dim=128, seed=0)
+        found[device] = engine.of([row[0] for row in tokens], [row[1] for row in tokens])
+    scale = np.abs(found["cpu"].gradient).max()
+    np.testing.assert_allclose(found["cuda"].gradient, found["cpu"].gradient, atol=2e-3 * scale)
+    np.testing.assert_allclose(found["cuda"].log_prob, found["cpu"].log_prob, rtol=1e-3)
+
+
+def test_likelihoods_are_those_of_the_cpu(policies):
+    on_cpu, on_gpu = (log_probs(policies[device], TALKS) for device in ("cpu", "cuda"))
+    np.testing.assert_allclose(on_gpu, on_cpu, rtol=1e-3)
+
+
+def test_sampling_depends_on_the_row_alone(policies):
+    prompts, seeds = [prompt for prompt, _ in TALKS], list(range(len(TALKS)))
+    settings = {"max_new_tokens": 8, "temperature": 1.0, "top_p": 1.0}
+    one, other = (
+        sample(policies["cuda"], prompts, seeds, batch_rows=rows, **settings) for rows in (3, 12)
+    )
+    assert one == other
+
+
+def test_the_whole_pipeline_runs_on_the_gpu(tmp_path):
+    result = run("stage=all", f"runtime.folder={tmp_path}", "runtime.device=cuda", *TINY)
+    assert result.returncode == 0, result.stderr
+    (path,) = tmp_path.glob("evaluate-*/manifest.json")
+    assert json.loads(path.read_text())["facts"]["win_rate"]
