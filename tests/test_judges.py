@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bpo_data.components.judges import GivenScores, Item, Preference, Verifier, fold_of, preferred
+from bpo_data.components.judges import (
+    GivenScores,
+    Item,
+    Preference,
+    Verifier,
+    features,
+    fold_of,
+    preferred,
+)
 from bpo_data.errors import UserError
 from bpo_data.runtime import Runtime
 from bpo_data.stages.score import agreement
@@ -84,17 +92,28 @@ def test_the_fitted_ranker_equals_logistic_regression_on_differences():
 
     known = liked(40)
     judge = Preference()
-    features = judge.features([one.text for one in known])
+    texts = [one.text for one in known]
+    rows = features(judge.vectorizer().fit(texts), texts)
     pairs = preferred(known)
-    ours = judge.fit(features, pairs)
+    ours = judge.fit(rows, pairs)
     # The same model said the other way: each pair once, labels dealt out by turns.
     better, worse = np.array(pairs).T
     turn = np.arange(len(pairs)) % 2 == 0
-    rows = [features[b] - features[w] if t else features[w] - features[b]
-            for b, w, t in zip(better, worse, turn, strict=True)]  # fmt: skip
+    differences = [
+        rows[b] - rows[w] if t else rows[w] - rows[b]
+        for b, w, t in zip(better, worse, turn, strict=True)
+    ]
     reference = LogisticRegression(C=2.0, fit_intercept=False, max_iter=1000)
-    reference.fit(vstack(rows), turn.astype(int))
+    reference.fit(vstack(differences), turn.astype(int))
     np.testing.assert_allclose(ours, reference.coef_[0], rtol=1e-3, atol=1e-4)
+
+
+def test_a_verdict_does_not_depend_on_what_else_is_judged():
+    known = liked(30)
+    text = item("w1 w2 thanks", "new")
+    alone = verdicts(Preference(), [text], known)[0]
+    others = [item(f"something else {number} entirely", "new") for number in range(30)]
+    assert verdicts(Preference(), [*others, text], known)[-1] == alone
 
 
 def test_nothing_to_learn_from_is_said():

@@ -56,6 +56,15 @@ def test_responses_that_read_the_same_become_one_with_their_mean_score():
     assert [(row["number"], row["score"]) for row in rows] == [(0, 3), (2, 9), (4, 1)]
 
 
+def test_a_pair_carries_the_scores_its_order_comes_from():
+    # One text rated 1 and 9 by two people counts 5, and beats a 4 of another.
+    (pair,) = pairs_of(
+        "p", collapse(responses(1, 4, 9, texts=["same", "other", "same"])), PairConfig()
+    )
+    assert pair["pair_id"] == "p/00>01"
+    assert (pair["score_chosen"], pair["score_rejected"], pair["margin"]) == (5, 4, 1)
+
+
 def test_a_pair_and_its_reverse_cancel():
     rows = collapse(responses(1, 0, 0, 1, texts=["a", "b", "a", "b"]))
     assert pairs_of("p", rows, PairConfig()) == []

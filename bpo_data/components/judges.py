@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bpo_data.components import kinds
 from bpo_data.errors import UserError
+from bpo_data.llm.endpoint import Endpoint
 from bpo_data.runtime import Runtime
 from bpo_data.tables import Message, canonical
 
@@ -49,6 +50,9 @@ class Judge(Protocol):
     judges_new: bool
     """Whether it can judge a response that the source does not hold."""
 
+    def ready(self) -> None:
+        """Raise UserError when something it needs from the environment is missing."""
+
     def __call__(
         self,
         items: Sequence[Item],
@@ -62,7 +66,14 @@ class Judge(Protocol):
         """
 
 
-class GivenScores:
+class AlwaysReady:
+    """A judge that needs nothing from the environment."""
+
+    def ready(self) -> None:
+        return
+
+
+class GivenScores(AlwaysReady):
     """The source's own scores; a response without one has no score."""
 
     name = "given"
@@ -82,7 +93,7 @@ class GivenScores:
         ]
 
 
-class Verifier:
+class Verifier(AlwaysReady):
     """A Python function ``(prompt, response, reference) -> (points, reason)``.
 
     It says that it cannot judge by raising ValueError; that response has no score then.
@@ -126,6 +137,7 @@ class Rubric:
         temperature: float = 0.0,
         max_tokens: int = 512,
         json_schema: bool = True,
+        max_failed: float = 0.01,
         seed: int = 0,
     ) -> None:
         from bpo_data.components.rubric import check_template
@@ -133,13 +145,16 @@ class Rubric:
         if template:
             check_template(template, "score.options.template")
         self.name = model
-        self.base_url = base_url
-        self.key_variable = key_variable
+        self.endpoint = Endpoint(base_url, key_variable, section="score.options")
         self.template = template
         self.temperature = temperature
         self.max_tokens = max_tokens
         self.json_schema = json_schema
+        self.max_failed = max_failed
         self.seed = seed
+
+    def ready(self) -> None:
+        self.endpoint.key()
 
     def __call__(
         self,
@@ -149,7 +164,7 @@ class Rubric:
         done: Callable[[int], None],
     ) -> list[Verdict]:
         from bpo_data.components.rubric import JSON_SCHEMA, TEMPLATE, read_score, rubric_messages
-        from bpo_data.llm.client import Endpoint, Request, complete
+        from bpo_data.llm.client import Request, check_failures, complete
         from bpo_data.llm.store import RequestStore
 
         extra = {"response_format": JSON_SCHEMA} if self.json_schema else None
@@ -171,11 +186,12 @@ class Rubric:
         with RequestStore(runtime.store_path()) as store:
             replies = complete(
                 requests,
-                endpoint=Endpoint(self.base_url, self.key_variable, section="score.options"),
+                endpoint=self.endpoint,
                 store=store,
                 concurrency=runtime.concurrency,
                 on_done=lambda number, reply, fresh: done(1),
             )
+        check_failures(replies, self.max_failed, "score.options")
         verdicts = []
         for reply in replies:
             if reply.state not in ("ok", "truncated"):
@@ -186,7 +202,7 @@ class Rubric:
         return verdicts
 
 
-class Preference:
+class Preference(AlwaysReady):
     """A ranker fitted on the source's own preferences: TF-IDF words and length, Bradley-Terry.
 
     Logistic regression on the difference of two responses' features is Bradley and Terry's model
@@ -215,14 +231,16 @@ class Preference:
         import numpy as np
         from scipy.special import expit
 
-        features = self.features([item.text for item in [*known, *items]])
-        learnt, asked = features[: len(known)], features[len(known) :]
         pairs = preferred(known)
         if not pairs:
             raise UserError(
                 "score.kind=preference has no preference to learn from: the source's responses "
                 "carry no scores that differ within a prompt. Use another score.kind."
             )
+        # Words are learnt from ``known`` alone: a verdict must not depend on what else is judged.
+        words = self.vectorizer().fit([item.text for item in known])
+        learnt = features(words, [item.text for item in known])
+        asked = features(words, [item.text for item in items])
         utility = np.zeros(len(items))
         folds = np.array([fold_of(item.group, self.folds) for item in items])
         for fold in range(self.folds):
@@ -233,20 +251,15 @@ class Preference:
             done(len(rows))
         return [Verdict(float(points), "ok", "") for points in 1 + 9 * expit(utility)]
 
-    def features(self, texts: list[str]) -> csr_matrix:
-        """(n, words + 1) TF-IDF of words and word pairs, and the log of the length in words."""
-        import numpy as np
-        from scipy.sparse import csr_matrix, hstack
+    def vectorizer(self) -> Any:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        words = TfidfVectorizer(
+        return TfidfVectorizer(
             token_pattern=r"(?u)\w+|[^\w\s]",
             ngram_range=(1, 2),
             sublinear_tf=True,
             max_features=self.words,
-        ).fit_transform(texts)
-        length = np.log1p([len(text.split()) for text in texts])[:, None]
-        return hstack([words, csr_matrix(length)]).tocsr()
+        )
 
     def fit(self, features: csr_matrix, pairs: list[tuple[int, int]]) -> Any:
         """The weights (words + 1,) under which the first of each pair is the stronger."""
@@ -260,6 +273,15 @@ class Preference:
         labels = np.repeat([1, 0], len(pairs))
         model = LogisticRegression(C=self.strength, fit_intercept=False, max_iter=1000)
         return model.fit(both, labels).coef_[0]
+
+
+def features(words: Any, texts: list[str]) -> csr_matrix:
+    """(n, words + 1) TF-IDF of words and word pairs, and the log of the length in words."""
+    import numpy as np
+    from scipy.sparse import csr_matrix, hstack
+
+    length = np.log1p([len(text.split()) for text in texts])[:, None]
+    return hstack([words.transform(texts), csr_matrix(length)]).tocsr()
 
 
 def preferred(known: Sequence[Item]) -> list[tuple[int, int]]:

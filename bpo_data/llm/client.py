@@ -111,6 +111,21 @@ def complete(
     return [replies[index] for index in range(len(requests))]
 
 
+def check_failures(replies: Sequence[Reply], max_failed: float, section: str) -> None:
+    """Raise UserError when more than this share of requests ended without an answer.
+
+    A prompt too long for the server is an answer of a kind: asking again would not change it.
+    """
+    failed = [reply for reply in replies if reply.state in ("http_error", "malformed")]
+    if len(failed) > max_failed * len(replies):
+        raise UserError(
+            f"{section}: {len(failed):,} of {some(len(replies), 'request')} failed, the last with: "
+            f"{failed[-1].detail or failed[-1].state} The other replies are kept; run the same "
+            f"command again to ask for these alone, or raise {section}.max_failed "
+            f"(now {max_failed:g})."
+        )
+
+
 @dataclass
 class Asker:
     """Sends requests, waits and asks again; lives as long as one ``complete``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -63,6 +64,14 @@ class Endpoint:
             return ipaddress.ip_address(host).is_loopback
         except ValueError:
             return host == "localhost" or host.endswith(".localhost")
+
+
+def endpoint_problems(base_url: str, key_variable: str, section: str) -> Iterator[str]:
+    """What is wrong with an address, found while settings are read."""
+    try:
+        Endpoint(base_url, key_variable, section)
+    except UserError as error:
+        yield str(error)
 
 
 def redact(text: str, key: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bpo_data.errors import UserError, nearest
+from bpo_data.policy import check_location
 from bpo_data.runtime import Runtime
 from bpo_data.stages import STAGES
 from bpo_data.stages.allocate import AllocateConfig
@@ -60,8 +61,11 @@ class Config:
         for section in dataclasses.fields(self):
             yield from getattr(self, section.name).problems()
         yield from self.impossible_budgets()
-        if self.augment.client == "local" and self.sft.kind == "given" and not self.sft.model:
-            yield "sft.kind=given names no model: set sft.model to a folder or a model of the hub."
+        if self.sft.model:
+            try:
+                check_location(self.sft.model)
+            except UserError as error:
+                yield str(error)
 
     def impossible_budgets(self) -> Iterator[str]:
         """Numbers that no data can make fit; the allocate stage checks again with the real ones."""

@@ -124,10 +124,22 @@ class Run:
             with self.shelf.held(work, waiting=lambda who: say(name, f"waiting: {who} makes it")):
                 artifact = self.shelf.find(work)  # whoever held it may have finished it
                 if artifact is None:
+                    self.check_ready(name)
                     say(name, f"running: {self.shelf.why(work)}")
                     artifact, verb = self.make(name, work), "made"
         self.made[stage.makes] = artifact
         print(result_line(name, verb, artifact), flush=True)
+
+    def check_ready(self, name: str) -> None:
+        """What later stages need from the environment is missed before this one is made.
+
+        The stage itself is not asked: its replies may all be in the store, which needs no key.
+        """
+        stages = needed(self.asked.stages)
+        for later in stages[stages.index(name) + 1 :]:
+            ready = getattr(STAGES[later].module, "ready", None)
+            if ready:
+                ready(getattr(self.asked.config, later))
 
     def make(self, name: str, work: Work) -> Artifact:
         stage, section = STAGES[name], getattr(self.asked.config, name)

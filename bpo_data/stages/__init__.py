@@ -52,8 +52,8 @@ STAGES = {
     "export": Stage(
         export,
         makes="dataset",
-        needs=("prompts", "responses", "scores", "pairs", "clusters", "allocation"),
-        also=("selection", "gradients", "policy"),
+        needs=("prompts", "responses", "pairs", "clusters", "allocation"),
+        also=("selection", "scores", "gradients", "policy"),
     ),
     "train": Stage(train, makes="trained", needs=("dataset",), also=("policy",)),
     "evaluate": Stage(

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bpo_data.artifacts import Draft
-from bpo_data.errors import UserError, some
+from bpo_data.llm.endpoint import Endpoint, endpoint_problems
 from bpo_data.runtime import Runtime
 from bpo_data.tables import ID, MSG, columns, lookup, lot, maybe
 
@@ -50,6 +50,10 @@ class AugmentConfig:
     key_variable: str = "OPENAI_API_KEY"
     """The environment variable that holds the server's key; the key is never written."""
 
+    max_failed: float = 0.01
+    """Share of requests that may fail for good (no answer, or none that can be read); past it the
+    stage stops, and the same command later asks again for these alone."""
+
     seed: int = 0
     """With the prompt's id and the response's number it seeds each draw."""
 
@@ -62,8 +66,18 @@ class AugmentConfig:
             yield f"augment.responses={self.responses}: a pair needs at least 2."
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             yield "augment.temperature must be 0 or more and augment.top_p above 0, up to 1."
+        if not 0 <= self.max_failed <= 1:
+            yield f"augment.max_failed={self.max_failed}: a share lies from 0 to 1."
+        if self.client == "openai":
+            yield from endpoint_problems(self.base_url, self.key_variable, "augment")
         if self.max_tokens < 1 or self.batch < 1:
             yield "augment.max_tokens and augment.batch must be at least 1."
+
+
+def ready(config: AugmentConfig) -> None:
+    """Raise UserError when the server's key is missing, before the stages ahead are made."""
+    if config.client == "openai":
+        Endpoint(config.base_url, config.key_variable, "augment").key()
 
 
 def schema(config: AugmentConfig) -> pa.Schema:
@@ -172,7 +186,7 @@ def ask_server(
     draft: Draft, config: AugmentConfig, runtime: Runtime, wanted: pa.Table
 ) -> list[dict[str, Any]]:
     """Ask the server for every new response. What it has answered before is not asked again."""
-    from bpo_data.llm.client import Endpoint, Request, complete
+    from bpo_data.llm.client import Request, check_failures, complete
     from bpo_data.llm.store import RequestStore
 
     rows = wanted.to_pylist()
@@ -207,11 +221,5 @@ def ask_server(
             "tokens": reply.usage_completion,
             "attempts": reply.attempts,
         }
-    failed = sum(reply.state == "http_error" for reply in replies)
-    if failed == len(replies):
-        raise UserError(
-            f"augment: {some(failed, 'request')} to {config.base_url} failed, the last with: "
-            f"{replies[-1].detail}. Check the server and run the same command again."
-        )
-    draft.facts["requests_failed"] = failed
+    check_failures(replies, config.max_failed, "augment")
     return rows

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bpo_data.artifacts import Draft
-from bpo_data.components.judges import Item, Judge, Verdict
+from bpo_data.components.judges import Item, Judge
 from bpo_data.errors import UserError
+from bpo_data.generation import Sample
 from bpo_data.policy import Policy
 from bpo_data.runtime import Runtime
 from bpo_data.stages.score import ScoreConfig, items_of
@@ -39,6 +40,9 @@ class EvaluateConfig:
     batch: int = 256
     """Responses sampled together."""
 
+    dtype: str = "float32"
+    """Both policies are loaded with it, so that rounding alone never tells them apart."""
+
     seed: int = 0
     """Draws prompts and responses."""
 
@@ -47,6 +51,8 @@ class EvaluateConfig:
             yield f"evaluate.prompts={self.prompts}: give a number of prompts, or 0 for all."
         if min(self.draws, self.max_tokens, self.batch) < 1:
             yield "evaluate.draws, evaluate.max_tokens and evaluate.batch must be at least 1."
+        if self.dtype not in ("float32", "bfloat16"):
+            yield f"evaluate.dtype={self.dtype}: choose float32 or bfloat16."
         if self.temperature < 0:
             yield f"evaluate.temperature={self.temperature}: use 0 or more."
 
@@ -57,6 +63,8 @@ def schema(config: EvaluateConfig) -> pa.Schema:
         draw=pa.int32(),
         text_sft=pa.string(),
         text_trained=pa.string(),
+        state_sft=pa.string(),
+        state_trained=pa.string(),
         score_sft=maybe(pa.float32()),
         score_trained=maybe(pa.float32()),
         winner=maybe(pa.string()),
@@ -77,7 +85,7 @@ def run(
     policies = {}
     for side, table in (("sft", "policy"), ("trained", "trained")):
         model, revision = policy_location(draft.inputs[table].folder)
-        policies[side] = load_policy(model, revision, runtime.torch_device(), "auto")
+        policies[side] = load_policy(model, revision, runtime.torch_device(), config.dtype)
     asked = held_out(prompts, config)
     judge = ScoreConfig(**draft.inputs["scores"].manifest["settings"]).judge()
     if asked and not judge.judges_new:
@@ -85,11 +93,12 @@ def run(
             f"score.kind={judge.name} knows the source's own responses only, so new responses "
             f"have no points; the ranking of held-out pairs is measured instead"
         )
-    texts = {side: answers(draft, policy, asked, config) for side, policy in policies.items()}
+        asked = []
+    samples = {side: answers(draft, policy, asked, config) for side, policy in policies.items()}
     known = [item for item in items_of(prompts, responses) if item.given is not None]
-    points = {side: judged(judge, asked, texts[side], known, runtime) for side in policies}
+    points = judged(judge, asked, samples, known, runtime)
     rows = [
-        row_of(prompt["prompt_id"], place % config.draws, place, texts, points)
+        row_of(prompt["prompt_id"], place % config.draws, place, samples, points)
         for place, prompt in enumerate(asked)
     ]
     draft.write(pa.Table.from_pylist(rows, schema=draft.schema))
@@ -114,7 +123,7 @@ def held_out(prompts: pa.Table, config: EvaluateConfig) -> list[dict[str, Any]]:
 
 def answers(
     draft: Draft, policy: Policy, asked: list[dict[str, Any]], config: EvaluateConfig
-) -> list[str]:
+) -> list[Sample]:
     """A response of this policy for each row; a row's seed is the same for both policies."""
     from bpo_data.generation import sample
 
@@ -123,7 +132,7 @@ def answers(
         for place, row in enumerate(asked)
     ]
     with draft.bar(len(asked), "responses") as bar:
-        samples = sample(
+        return sample(
             policy,
             [row["prompt"] for row in asked],
             seeds,
@@ -133,40 +142,57 @@ def answers(
             batch_rows=config.batch,
             progress=bar,
         )
-    return [drawn.text for drawn in samples]
+
+
+WRITTEN = ("ok", "truncated", "empty")
+"""States of responses that a policy wrote; others were never sampled and cannot win or lose."""
 
 
 def judged(
     judge: Judge,
     asked: list[dict[str, Any]],
-    texts: list[str],
+    samples: dict[str, list[Sample]],
     known: list[Item],
     runtime: Runtime,
-) -> list[Verdict]:
+) -> dict[str, list[float | None]]:
+    """The points of both sides' responses, in one call: the same text gets the same points."""
     items = [
-        Item(prompt=row["prompt"], text=text, group=row["prompt_id"], reference=row["reference"])
-        for row, text in zip(asked, texts, strict=True)
+        Item(row["prompt"], drawn.text, row["prompt_id"], row["reference"])
+        for side in samples
+        for row, drawn in zip(asked, samples[side], strict=True)
     ]
-    return judge(items, known, runtime, lambda count: None)
+    verdicts = judge(items, known, runtime, lambda count: None) if items else []
+    points = {}
+    for number, (side, drawn) in enumerate(samples.items()):
+        own = verdicts[number * len(asked) : (number + 1) * len(asked)]
+        points[side] = [
+            verdict.score if one.state in WRITTEN else None
+            for verdict, one in zip(own, drawn, strict=True)
+        ]
+    return points
 
 
 def row_of(
     prompt_id: str,
     draw: int,
     place: int,
-    texts: dict[str, list[str]],
-    points: dict[str, list[Verdict]],
+    samples: dict[str, list[Sample]],
+    points: dict[str, list[float | None]],
 ) -> dict[str, Any]:
     """Both responses of a draw, their points and who won; null where a side has no points."""
-    before, after = points["sft"][place].score, points["trained"][place].score
+    before, after = points["sft"][place], points["trained"][place]
     winner = None
     if before is not None and after is not None:
         winner = "tie" if after == before else "trained" if after > before else "sft"
+    sides = {
+        f"{name}_{side}": getattr(samples[side][place], name)
+        for side in samples
+        for name in ("text", "state")
+    }
     return {
         "prompt_id": prompt_id,
         "draw": draw,
-        "text_sft": texts["sft"][place],
-        "text_trained": texts["trained"][place],
+        **sides,
         "score_sft": before,
         "score_trained": after,
         "winner": winner,

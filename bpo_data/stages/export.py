@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 from bpo_data import disk
 from bpo_data.artifacts import Draft
 from bpo_data.runtime import Runtime
-from bpo_data.stages.pair import mean_scores
 from bpo_data.statistics import gini
 from bpo_data.tables import ID, MSG, columns, lookup, lot, maybe
 
@@ -70,13 +69,12 @@ def run(
     *,
     prompts: pa.Table,
     responses: pa.Table,
-    scores: pa.Table,
     pairs: pa.Table,
     clusters: pa.Table,
     allocation: pa.Table,
 ) -> None:
     kept = allocation.filter(allocation["kept"]).sort_by("pair_id")
-    dataset = joined(kept, prompts, responses, scores, pairs, clusters)
+    dataset = joined(kept, prompts, responses, pairs, clusters)
     splits = split_of(dataset["prompt_id"].to_pylist(), config)
     dataset = dataset.append_column("split", pa.array(splits))
     for name in ("train", "test"):
@@ -91,7 +89,6 @@ def joined(
     kept: pa.Table,
     prompts: pa.Table,
     responses: pa.Table,
-    scores: pa.Table,
     pairs: pa.Table,
     clusters: pa.Table,
 ) -> pa.Table:
@@ -99,7 +96,6 @@ def joined(
     pair = lookup(pairs, "pair_id", kept["pair_id"])
     place = lookup(clusters, "pair_id", kept["pair_id"])
     owner = lookup(prompts, "prompt_id", kept["prompt_id"])
-    points = mean_scores(scores)
     table = {
         "prompt": owner["prompt"],
         "pair_id": kept["pair_id"],
@@ -116,7 +112,7 @@ def joined(
         turns = [[{"role": "assistant", "content": text}] for text in answer["text"].to_pylist()]
         table[side] = pa.array(turns, MSG)
         table[f"author_{side}"] = answer["author"]
-        table[f"score_{side}"] = pa.array([points[name] for name in ids.to_pylist()], pa.float32())
+        table[f"score_{side}"] = pair[f"score_{side}"]
     return pa.table(table)
 
 

@@ -45,7 +45,15 @@ class PairConfig:
 
 
 def schema(config: PairConfig) -> pa.Schema:
-    return columns(pair_id=ID, prompt_id=ID, chosen_id=ID, rejected_id=ID, margin=pa.float32())
+    return columns(
+        pair_id=ID,
+        prompt_id=ID,
+        chosen_id=ID,
+        rejected_id=ID,
+        score_chosen=pa.float32(),
+        score_rejected=pa.float32(),
+        margin=pa.float32(),
+    )
 
 
 def run(
@@ -130,6 +138,8 @@ def pairs_of(
                     "prompt_id": prompt_id,
                     "chosen_id": chosen["response_id"],
                     "rejected_id": rejected["response_id"],
+                    "score_chosen": chosen["score"],
+                    "score_rejected": rejected["score"],
                     "margin": abs(a - b),
                 }
             )

@@ -36,6 +36,11 @@ class ScoreConfig:
         yield from kinds.problems(judges.KINDS, self.kind, self.options, "score.kind")
 
 
+def ready(config: ScoreConfig) -> None:
+    """Raise UserError when the judge lacks its key, before the stages ahead are made."""
+    config.judge().ready()
+
+
 def schema(config: ScoreConfig) -> pa.Schema:
     return columns(
         response_id=ID,

@@ -1,0 +1,81 @@
+"""Evaluation: two policies that are the same tie, whatever judges them and however they are kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from helpers import TINY, run
+
+from bpo_data.policy import save_policy
+from bpo_data.scratch import Scratch, make_policy
+from bpo_data.stages.evaluate import topic_figures, win_figures
+
+STILL = ("train.learning_rate=1e-12", "train.steps=1")
+"""Training that moves no weight by more than float32 can hold."""
+
+
+def wins(folder: Path) -> tuple[dict, list[dict]]:
+    (path,) = folder.glob("evaluate-*")
+    facts = json.loads((path / "manifest.json").read_text())["facts"]
+    return facts, pq.read_table(path / "wins.parquet").to_pylist()
+
+
+def test_a_policy_ties_with_itself_under_the_verifier(tmp_path):
+    result = run("stage=evaluate", f"runtime.folder={tmp_path}", *TINY, *STILL)
+    assert result.returncode == 0, result.stderr
+    facts, rows = wins(tmp_path)
+    assert {row["winner"] for row in rows} == {"tie"}
+    assert facts["win_rate"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "count": 20}
+
+
+def test_a_bfloat16_policy_ties_with_itself_under_the_fitted_ranker(tmp_path):
+    talks = [
+        [{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": f"yes {n}"}]
+        for n in range(20)
+    ]
+    policy = make_policy(talks, Scratch(width=32, hidden=32, heads=2, positions=64), 0)
+    policy.model.bfloat16()
+    save_policy(policy, tmp_path / "model")
+    source = tmp_path / "pairs.jsonl"
+    source.write_text(
+        "".join(
+            json.dumps({"prompt": f"question {n}", "chosen": f"yes {n}", "rejected": "never"})
+            + "\n"
+            for n in range(20)
+        )
+        + json.dumps({"prompt": "long " * 200, "chosen": "yes", "rejected": "no"})
+        + "\n"
+    )
+    result = run(
+        "stage=evaluate", "recipe=own_data", f"load.path={source}", f"runtime.folder={tmp_path}",
+        "load.test_share=0.5", "load.seed=3", "select.share=1", "sft.kind=given",
+        f"sft.model={tmp_path}/model", "augment.max_tokens=8", "evaluate.max_tokens=8",
+        "gradients.rank=2", "gradients.dim=16", "train.batch=2", *STILL,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    facts, rows = wins(tmp_path)
+    assert all(row["text_sft"] == row["text_trained"] for row in rows)
+    assert facts["win_rate"]["mean"] == 0.5
+    assert facts["ties"] == facts["comparisons"]
+    # A prompt that fills the context was never answered: it is no tie.
+    unanswered = [row for row in rows if row["state_sft"] == "too_long"]
+    assert facts["without_verdict"] == len(unanswered)
+    assert all(row["winner"] is None for row in unanswered)
+
+
+def row(prompt: str, before: float | None, after: float | None, winner: str | None) -> dict:
+    return {"prompt_id": prompt, "score_sft": before, "score_trained": after, "winner": winner}
+
+
+def test_win_figures_by_hand():
+    rows = [row("p", 1, 2, "trained"), row("p", 3, 3, "tie"), row("q", 5, 2, "sft")]
+    rows.append(row("r", None, 2, None))
+    figures = win_figures(rows)
+    assert figures["win_rate"]["mean"] == pytest.approx((0.75 + 0) / 2)
+    assert figures["score_sft"]["mean"] == pytest.approx((2 + 5) / 2)
+    assert (figures["comparisons"], figures["ties"], figures["without_verdict"]) == (3, 1, 1)
+    topics = topic_figures(rows, [{"topic": name} for name in ("a", "a", "b", "b")])
+    assert topics["a"] == {"comparisons": 2, "sft": 2.0, "trained": 2.5, "win_rate": 0.75}
