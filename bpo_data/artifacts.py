@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -95,9 +96,15 @@ class Draft:
     """An artifact in the making: what a stage's ``run`` writes to."""
 
     def __init__(
-        self, folder: Path, makes: str, schema: pa.Schema, inputs: dict[str, Artifact]
+        self,
+        folder: Path,
+        makes: str,
+        schema: pa.Schema,
+        inputs: dict[str, Artifact],
+        stage: str = "",
     ) -> None:
         self.folder = folder
+        self.stage = stage
         self.makes = makes
         self.schema = schema
         self.inputs = inputs
@@ -166,6 +173,17 @@ class Draft:
         path = self.folder / ".scratch" / name
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+    def note(self, count: int, total: int, text: str) -> None:
+        """Tell the user of rows that came to nothing: ``37 of 16,000 replies had no number``.
+
+        ``text`` goes on after the counts; nothing is said of none. It is kept in the facts.
+        """
+        if count:
+            share = f" ({100 * count / total:.2g} %)" if total else ""
+            said = f"{count:,} of {total:,} {text}{share}"
+            self.facts.setdefault("notes", []).append(said)
+            logging.getLogger("bpo_data").warning("%-10s %s", self.stage, said)
 
     def bar(self, total: int, unit: str) -> Any:
         """A progress bar with rate and time left on stderr; silent when that is no terminal."""
@@ -256,7 +274,7 @@ class Shelf:
         partial = self.folder / f"{work.name}.partial"
         partial.mkdir(parents=True, exist_ok=True)
         keep_parts(partial, makes)
-        draft = Draft(partial, makes, schema, inputs)
+        draft = Draft(partial, makes, schema, inputs, work.stage)
         run(draft)
         shutil.rmtree(partial / ".scratch", ignore_errors=True)
         manifest = receipt(work, draft, time.monotonic() - started)
@@ -289,6 +307,8 @@ def receipt(work: Work, draft: Draft, seconds: float) -> dict[str, Any]:
             disk.sync_file(path)
             files[name] = {"bytes": path.stat().st_size, "sha256": disk.sha256(path)}
     content = {name: file["sha256"] for name, file in files.items() if name not in draft.views}
+    # A pointer to a model says nothing of its weights: what lies outside counts as content too.
+    content |= {f"outside:{name}": digest for name, digest in work.outside.items()}
     rows = sum(pq.ParquetFile(draft.folder / name).metadata.num_rows for name in draft.table_files)
     return {
         "format": FORMAT,

@@ -48,3 +48,10 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digests(folder: str) -> dict[str, str]:
+    """Name -> sha256 of each file of a local folder; empty where there is no such folder."""
+    if not folder or not Path(folder).is_dir():
+        return {}
+    return {path.name: sha256(path) for path in sorted(Path(folder).iterdir()) if path.is_file()}

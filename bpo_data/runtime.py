@@ -12,7 +12,11 @@ from bpo_data.errors import UserError
 
 @dataclass
 class Runtime:
-    """Never part of an artifact's key, so nothing here may change a row."""
+    """Never part of an artifact's key, so nothing here may change what is asked for.
+
+    ``device`` and ``threads`` can change the last bits of what a model computes, since sums are
+    added in another order; everything else comes out the same.
+    """
 
     folder: str = "runs"
     """Where artifacts are kept; relative to the folder the command is started in."""

@@ -37,9 +37,21 @@ def mean_of(values: Sequence[float]) -> Estimate | None:
 
 
 def share_by_prompt(rows: Iterable[tuple[str, float]]) -> Estimate | None:
-    """Like ``mean_by_prompt`` for values in [0, 1]; the interval ends where a share does."""
-    mean = mean_by_prompt(rows)
-    return mean and replace(mean, low=max(mean.low, 0.0), high=min(mean.high, 1.0))
+    """Like ``mean_by_prompt`` for values in [0, 1], with an interval that holds for few prompts.
+
+    Student's interval fails where few prompts happen to agree (2 of 2 would be certain); below 30
+    prompts, or without any spread, it is Wilson's (1927), which takes the largest spread that
+    values in [0, 1] with this mean can have.
+    """
+    values = by_prompt(rows)
+    mean = mean_of(values)
+    if mean is None or (len(values) >= 30 and len(set(values)) > 1):
+        return mean
+    z, n = 1.96, len(values)
+    middle = (mean.mean + z * z / (2 * n)) / (1 + z * z / n)
+    spread = (mean.mean * (1 - mean.mean) / n + z * z / (4 * n * n)) ** 0.5
+    half = z * spread / (1 + z * z / n)
+    return replace(mean, low=max(middle - half, 0.0), high=min(middle + half, 1.0))
 
 
 def mean_by_prompt(rows: Iterable[tuple[str, float]]) -> Estimate | None:
@@ -47,10 +59,15 @@ def mean_by_prompt(rows: Iterable[tuple[str, float]]) -> Estimate | None:
 
     Rows of one prompt are not independent; prompts are what was sampled.
     """
+    return mean_of(by_prompt(rows))
+
+
+def by_prompt(rows: Iterable[tuple[str, float]]) -> list[float]:
+    """The mean of each prompt's values."""
     groups: dict[str, list[float]] = {}
     for prompt, value in rows:
         groups.setdefault(prompt, []).append(value)
-    return mean_of([sum(values) / len(values) for values in groups.values()])
+    return [sum(values) / len(values) for values in groups.values()]
 
 
 def gini(depths: Sequence[int]) -> float:

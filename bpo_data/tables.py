@@ -89,10 +89,11 @@ def same_text(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip()
 
 
-def lot(seed: int, name: str) -> str:
+def lot(seed: int, purpose: str, name: str) -> str:
     """A random number that belongs to a row: sorting names by it is a seeded shuffle.
 
-    It depends on the seed and the name alone, so neither the order of rows nor a crash and
-    resume changes what is drawn.
+    It depends on the seed, the purpose and the name alone, so neither the order of rows nor a
+    crash and resume changes what is drawn. Each draw has a purpose of its own: rows that one draw
+    chose would otherwise come first in the next.
     """
-    return hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()
+    return hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).hexdigest()

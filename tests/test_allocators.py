@@ -142,6 +142,51 @@ def test_random_draws_every_pair_equally_often():
     assert all(330 < count < 470 for count in drawn.values()), drawn
 
 
+def pool_by_lot(small: int, large: int) -> Pool:
+    """40 prompts with 4 responses and 40 with 8, each brought down to 4 pairs by the pair stage."""
+    from bpo_data.stages.pair import PairConfig, pairs_of
+    from bpo_data.tables import lot
+
+    rows = []
+    for number in range(80):
+        count = small if number % 2 else large
+        responses = [
+            {"response_id": f"p{number:02d}/{n:02d}", "number": n, "score": float(n)}
+            for n in range(count)
+        ]
+        pairs = pairs_of(f"p{number:02d}", responses, PairConfig())
+        drawn = sorted(pairs, key=lambda pair: lot(0, "pair", pair["pair_id"]))[:4]
+        rows += [(pair["pair_id"], pair["prompt_id"]) for pair in drawn]
+    rows.sort()
+    return Pool(
+        [row[0] for row in rows],
+        [row[1] for row in rows],
+        np.zeros(len(rows), dtype=np.int32),
+        np.ones(len(rows), dtype=np.float32),
+    )
+
+
+def test_the_draw_of_the_pair_stage_does_not_come_back_in_the_next():
+    pool = pool_by_lot(4, 8)
+    kept = Random()(pool, 160, False, 9, 0).kept
+    from_small = sum(int(pool.prompt_id[row][1:]) % 2 for row in kept)
+    # 80 expected of 160; hypergeometric with a standard deviation of 6.3.
+    assert 55 < from_small < 105
+
+
+def test_depth_does_not_decide_the_split():
+    from bpo_data.stages.export import ExportConfig, split_of
+
+    pool = pool_of([(f"p{n:03d}", 0, 0.1) for n in range(200) for _ in range(4)])
+    kept = Uniform()(pool, 300, True, 9, 0).kept
+    prompts = [pool.prompt_id[row] for row in kept]
+    splits = split_of(prompts, ExportConfig(test_share=0.3))
+    depth = Counter(prompts)
+    in_test = {name for name, split in zip(prompts, splits, strict=True) if split == "test"}
+    mean = np.mean([depth[name] for name in in_test])
+    assert 1.25 < mean < 1.75, "the prompts with one more pair are drawn again for the test split"
+
+
 @given(
     weights=st.lists(st.integers(0, 50), min_size=1, max_size=8).filter(any),
     total=st.integers(0, 100),

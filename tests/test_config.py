@@ -78,6 +78,17 @@ def test_all_errors_come_at_once():
         (("load.kind=hub", "load.options.roles.human=boss"), "load.options.roles.human=boss"),
         (("augment.client=openai",), "augment.model is empty"),
         (("runtime.device=tpu",), "runtime.device=tpu"),
+        (("select.keep=[",), "select.keep=[: give a whole number."),
+        (("cluster.beta=.nan",), "cluster.beta=.nan: give a number."),
+        (("embed.options.dim=2.5",), "embed.options.dim=2.5: give a whole number."),
+        (("embed.options=[1",), "embed.options=[1: give settings by name"),
+        (("allocate.kind=:x",), "allocate.kind=:x cannot be imported"),
+        (("allocate.kind=os:sep",), "allocate.kind=os:sep cannot be imported"),
+        (("load.options.pool_prompts=abc",), "load.options.pool_prompts=abc: give a whole number."),
+        (("load.kind=files", "load.path=data${x}.jsonl"), "data${x}.jsonl"),
+        (("score.kind=given",), "Set augment.client=given"),
+        (("sft.kind=given", "sft.model=/nonexistent/model"), "sft.model=/nonexistent/model"),
+        (("augment.client=openai", "augment.model=m", "augment.base_url=foo://x"), "foo://x"),
         (("plan=maybe",), "plan=maybe"),
         (("train.loss=sigmoyd",), "sigmoid"),
     ],
@@ -87,9 +98,34 @@ def test_each_mistake_is_named_with_a_way_out(arguments, words):
 
 
 def test_a_text_setting_keeps_its_text():
-    asked = settings.read([*FILES, "augment.model=1e5", "augment.base_url=yes"])
+    asked = settings.read([*FILES, "augment.model=1e5", "augment.key_variable=yes"])
     assert asked.config.augment.model == "1e5"
-    assert asked.config.augment.base_url == "yes"
+    assert asked.config.augment.key_variable == "yes"
+
+
+def test_numbers_are_read_as_people_write_them():
+    asked = settings.read(["select.keep=0100", "allocate.budget=0120", "cluster.beta=1e-2"])
+    assert asked.config.select.keep == 100
+    assert asked.config.cluster.beta == 0.01
+
+
+def test_a_password_in_an_address_is_never_shown():
+    found = problems_of(
+        "augment.client=openai", "augment.model=m", "augment.base_url=http://bob:hunter2@host/v1"
+    )
+    assert any("augment.base_url holds a user name" in line for line in found)
+    assert "hunter2" not in "".join(found)
+
+
+def test_option_text_may_hold_colons_and_braces():
+    asked = settings.read(
+        ["score.kind=rubric", "score.options.model=a: b: c ${x}"],
+    )
+    assert asked.config.score.options["model"] == "a: b: c ${x}"
+
+
+def test_a_wrong_recipe_is_the_only_mistake_named():
+    assert len(problems_of("recipe=quikstart")) == 1
 
 
 def test_column_names_keep_their_text(tmp_path):

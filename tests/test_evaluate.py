@@ -1,4 +1,4 @@
-"""Evaluation: two policies that are the same tie, whatever judges them and however they are kept."""
+"""Evaluation: a policy ties with itself, whatever judges it and however it is kept."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def test_a_policy_ties_with_itself_under_the_verifier(tmp_path):
     assert result.returncode == 0, result.stderr
     facts, rows = wins(tmp_path)
     assert {row["winner"] for row in rows} == {"tie"}
-    assert facts["win_rate"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "count": 20}
+    assert facts["win_rate"]["mean"] == 0.5
+    assert facts["win_rate"]["low"] < 0.5 < facts["win_rate"]["high"], "20 ties prove no tie"
 
 
 def test_a_bfloat16_policy_ties_with_itself_under_the_fitted_ranker(tmp_path):

@@ -134,8 +134,17 @@ def test_rows_of_a_prompt_count_as_one():
 
 def test_a_share_has_no_interval_beyond_0_and_1():
     few = share_by_prompt([("p", 1.0), ("q", 1.0), ("r", 0.5)])
-    assert few.high == 1.0
-    assert 0 <= few.low < few.mean
+    assert 0 < few.low < few.mean < few.high <= 1
+
+
+def test_few_prompts_that_agree_are_not_certain():
+    from scipy.stats import binomtest
+
+    ours = share_by_prompt([("p", 1.0), ("q", 1.0)])
+    theirs = binomtest(2, 2).proportion_ci(0.95, method="wilson")
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-4)
+    tie = share_by_prompt([(f"p{n}", 0.5) for n in range(40)])
+    assert tie.low < 0.5 < tie.high
 
 
 def test_gini_by_hand():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from helpers import TINY, command, environment, run
+from helpers import ROOT, TINY, command, environment, run
 
 from bpo_data.pipelines.run import needed
 from bpo_data.stages import MAKER, STAGES
@@ -263,6 +263,74 @@ def test_a_run_killed_in_every_stage_ends_like_an_unbroken_one(unbroken, tmp_pat
     result = run(*arguments)
     assert result.returncode == 0, result.stderr
     assert digests(tmp_path) == digests(unbroken)
+
+
+SMALL_PARTS = """
+import os, signal, sys
+import bpo_data.disk as disk
+from bpo_data.stages import augment, gradients
+augment.PART_ROWS = gradients.PART_ROWS = 30
+stage = sys.argv[1]
+write = disk.write_parquet
+
+def writing(table, path):
+    write(table, path)
+    if f"/{stage}-" in str(path) and path.name.endswith("-00001.parquet"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+disk.write_parquet = writing
+from bpo_data.pipelines.run import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_a_stage_killed_between_its_parts_goes_on_with_those_it_has(tmp_path):
+    def started(stage: str, folder: Path) -> subprocess.CompletedProcess[str]:
+        arguments = ["stage=gradients", f"runtime.folder={folder}", *TINY]
+        return subprocess.run(
+            [sys.executable, "-c", SMALL_PARTS, stage, *arguments],
+            capture_output=True, text=True, env=environment(), timeout=240,
+        )  # fmt: skip
+
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    for stage in ("augment", "gradients"):
+        assert started(stage, broken).returncode == -signal.SIGKILL
+        (partial,) = broken.glob(f"{stage}-*.partial")
+        parts = sorted(path.name for path in partial.glob("*.parquet"))
+        assert [name.rpartition("-")[2] for name in parts] == ["00000.parquet", "00001.parquet"]
+    assert started("none", broken).returncode == 0
+    assert started("none", whole).returncode == 0
+    assert len(list(whole.glob("gradients-*/gradients-*.parquet"))) > 3
+    assert digests(broken) == digests(whole)
+
+
+@pytest.mark.parametrize("threads", [2])
+def test_threads_change_no_row_of_what_no_model_computes(unbroken, tmp_path, threads):
+    arguments = ["stage=select", f"runtime.folder={tmp_path}", *TINY, f"runtime.threads={threads}"]
+    assert run(*arguments).returncode == 0
+    theirs = digests(tmp_path)
+    assert theirs == {stage: digests(unbroken)[stage] for stage in theirs}
+
+
+def test_a_rule_that_breaks_its_word_is_named(unbroken, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from bpo_data.components.allocators import Choice\n"
+        "class First:\n"
+        "    def __call__(self, pool, budget, floor, cap, seed):\n"
+        "        return Choice(list(range(budget)), ['mine'] * budget)\n"
+        "class Wild(First):\n"
+        "    def __call__(self, pool, budget, floor, cap, seed):\n"
+        "        return Choice([10**6 + n for n in range(budget)], ['mine'] * budget)\n"
+    )
+    monkeypatch.setattr("helpers.ROOT", f"{ROOT}{os.pathsep}{tmp_path}")
+    for name, words in (("First", "left a prompt without a pair"), ("Wild", "does not have")):
+        result = run("stage=allocate", f"runtime.folder={unbroken}", *TINY,
+                     f"allocate.kind=mine:{name}")  # fmt: skip
+        assert result.returncode == 2
+        assert f"allocate.kind=mine:{name} " in result.stderr
+        assert words in result.stderr
+    for partial in unbroken.glob("*.partial"):
+        shutil.rmtree(partial)
 
 
 def test_a_stopped_run_says_how_to_go_on(tmp_path):

@@ -72,6 +72,55 @@ def test_prompts_alone_become_a_dataset_and_no_reply_is_paid_for_twice(tmp_path,
         assert asked(server) == {"writer": 60, "judge": 100}, "a changed payload asks again"
 
 
+def test_failed_requests_stop_the_stage_and_are_asked_for_again(tmp_path, policy):
+    from stub_server import refused
+
+    with StubServer(reply=reply, faults=[refused(400, "no")] * 20) as server:
+        first = run(*arguments(tmp_path, policy, server.url, "augment"))
+        assert first.returncode == 2
+        assert "20 of 40 requests failed" in first.stderr
+        assert "run the same command again" in " ".join(first.stderr.split())
+        again = run(*arguments(tmp_path, policy, server.url, "augment"))
+        assert again.returncode == 0, again.stderr
+        assert asked(server) == {"writer": 60}, "20 answered, 20 refused and asked again"
+
+
+def test_a_missing_key_is_missed_before_any_work(tmp_path, policy, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    result = run(*arguments(tmp_path, policy, "http://example.invalid/v1"))
+    assert result.returncode == 2
+    assert "OPENAI_API_KEY is not set" in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_changed_model_folder_is_measured_again(tmp_path, policy):
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(policy, model)
+    source = tmp_path / "pairs.jsonl"
+    source.write_text(
+        "".join(
+            json.dumps({"prompt": f"q {n}", "chosen": f"yes {n}", "rejected": "no"}) + "\n"
+            for n in range(8)
+        )
+    )
+    own = [
+        "stage=gradients", "recipe=own_data", f"load.path={source}", f"runtime.folder={tmp_path}",
+        "select.share=1", "sft.kind=given", f"sft.model={model}", "augment.client=given",
+        "score.kind=given", "gradients.rank=2", "gradients.dim=16",
+    ]  # fmt: skip
+    assert run(*own).returncode == 0
+    weights = model / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    result = run(*own)
+    verbs = {line.split()[0]: line.split()[1] for line in result.stdout.splitlines()}
+    assert verbs["select"] == "kept"
+    assert verbs["sft"] == verbs["augment"] == verbs["gradients"] == "made"
+
+
 def test_a_refused_key_is_one_line_and_never_shown(tmp_path, policy, monkeypatch):
     from stub_server import echo_key
 

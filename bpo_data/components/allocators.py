@@ -125,7 +125,7 @@ class Uniform:
         left: dict[str, list[int]] = {}
         for row in shuffled(pool, seed):
             left.setdefault(pool.prompt_id[row], []).append(row)
-        prompts = sorted(left, key=lambda prompt: lot(seed, prompt))
+        prompts = sorted(left, key=lambda prompt: lot(seed, "uniform", prompt))
         reason = "floor" if floor else "quota"
         while len(picker.choice.kept) < budget:
             for prompt in prompts:
@@ -152,7 +152,8 @@ KINDS = {"center": Center, "uniform": Uniform, "random": Random}
 
 def shuffled(pool: Pool, seed: int) -> list[int]:
     """All rows in an order drawn from the seed and the pairs' ids."""
-    return sorted(range(len(pool.pair_id)), key=lambda row: lot(seed, pool.pair_id[row]))
+    drawn = [lot(seed, "allocate", pair) for pair in pool.pair_id]
+    return sorted(range(len(drawn)), key=drawn.__getitem__)
 
 
 def largest_remainder(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from bpo_data.errors import UserError
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -26,6 +28,7 @@ class TfidfSvd:
         import numpy as np
         from sklearn.decomposition import TruncatedSVD
         from sklearn.feature_extraction.text import TfidfVectorizer
+        from threadpoolctl import threadpool_limits
 
         words = TfidfVectorizer(
             token_pattern=r"(?u)\w+|[^\w\s]", ngram_range=(1, 2), sublinear_tf=True
@@ -33,7 +36,9 @@ class TfidfSvd:
         dim = min(self.dim, *(size - 1 for size in words.shape))
         if dim < 1:  # one prompt, or one word in all
             return unit(words.toarray().astype(np.float32))
-        return unit(TruncatedSVD(dim, random_state=seed).fit_transform(words).astype(np.float32))
+        with threadpool_limits(1):  # more threads add in another order
+            rows = TruncatedSVD(dim, random_state=seed).fit_transform(words)
+        return unit(rows.astype(np.float32))
 
 
 class Encoder:
@@ -51,10 +56,17 @@ class Encoder:
         from transformers import AutoModel, AutoTokenizer
 
         revision = {"revision": self.revision} if self.revision else {}
-        tokenizer = AutoTokenizer.from_pretrained(self.model, **revision)
-        model = AutoModel.from_pretrained(
-            self.model, use_safetensors=True, dtype=torch.float32, **revision
-        )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.model, **revision)
+            model = AutoModel.from_pretrained(
+                self.model, use_safetensors=True, dtype=torch.float32, **revision
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0][:200]
+            raise UserError(
+                f"embed.options.model={self.model} cannot be loaded: {reason} Name a folder with "
+                f"safetensors weights, or a model of the hub that this machine reaches."
+            ) from error
         model.to(device).eval()
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
         rows: list[np.ndarray] = [np.empty(0)] * len(texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -116,9 +117,14 @@ class Verifier(AlwaysReady):
         for item in items:
             try:
                 points, reason = self.function(item.prompt, item.text, item.reference)
-                verdicts.append(Verdict(float(points), "ok", str(reason)))
+                finite = math.isfinite(points)
+                state = "ok" if finite else "unreadable"
+                verdicts.append(Verdict(float(points) if finite else None, state, str(reason)))
             except ValueError as error:
                 verdicts.append(Verdict(None, "verifier_failed", str(error)))
+            except Exception as error:  # the user's own code: let it rise, with what we know
+                error.add_note(f"score.options.function={self.name}, prompt {item.group}")
+                raise
             done(1)
         return verdicts
 
@@ -207,7 +213,8 @@ class Preference(AlwaysReady):
 
     Logistic regression on the difference of two responses' features is Bradley and Terry's model
     (1952) with a linear strength. Prompts are dealt into ``folds``; each response is judged by a
-    ranker that has not seen its prompt. Points are 1 + 9 * sigmoid(strength), so they rank within
+    ranker that has not seen its prompt (with so few prompts that no other fold has a preference,
+    by one that has seen all). Points are 1 + 9 * sigmoid(strength), so they rank within
     a prompt; their distance across prompts means little. A weak judge, but it needs no server.
     """
 

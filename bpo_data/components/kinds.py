@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -28,8 +29,11 @@ def outside(name: str, setting: str) -> Any:
     """The object ``package.module:name`` points to. Raises UserError when it is not there."""
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), attribute)
+        if not callable(found):
+            raise TypeError(f"{type(found).__name__} is not callable")
+        return found
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(
             f"{setting}={name} cannot be imported ({error}). Install it, or check the name."
         ) from error
@@ -50,10 +54,27 @@ def build(kinds: Kinds, kind: str, options: Mapping[str, Any], setting: str) -> 
                 f"{section}.options.{name} is not an option of {setting}={kind}."
                 f"{nearest(name, known)} It has {', '.join(sorted(known)) or 'none'}."
             )
+    for name, value in options.items():
+        check_type(component, name, value, f"{section}.options.{name}")
     try:
         return component(**options)
     except (TypeError, ValueError) as error:
         raise UserError(f"{section}.options of {setting}={kind}: {error}") from error
+
+
+def check_type(component: Callable[..., Any], name: str, value: Any, setting: str) -> None:
+    """Raise UserError for a value that the component's annotation of this option rules out."""
+    made_by = component.__init__ if inspect.isclass(component) else component
+    try:
+        kind = typing.get_type_hints(made_by).get(name)
+    except NameError:  # an annotation of an outside component that only its type checker knows
+        return
+    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if kind not in wanted:
+        return
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        raise UserError(f"{setting}={value}: give {wanted[kind]}.")
 
 
 def problems(kinds: Kinds, kind: str, options: Mapping[str, Any], setting: str) -> Iterator[str]:

@@ -119,7 +119,7 @@ def home(seed: int, topic: Topic, prefix: str, index: int) -> str:
 
 def share(seed: int, name: str) -> float:
     """A number in [0, 1) that belongs to the seed and the name."""
-    return int(lot(seed, name)[:12], 16) / 16**12
+    return int(lot(seed, *name.split("/", 1))[:12], 16) / 16**12
 
 
 def worded(prefix: str, question: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import math
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,6 +62,12 @@ class Config:
         for section in dataclasses.fields(self):
             yield from getattr(self, section.name).problems()
         yield from self.impossible_budgets()
+        if self.score.kind == "given" and self.augment.client != "given":
+            yield (
+                f"score.kind=given knows the source's own responses alone, so those of "
+                f"augment.client={self.augment.client} would have no points. Set "
+                f"augment.client=given, or another score.kind."
+            )
         if self.sft.model:
             try:
                 check_location(self.sft.model)
@@ -102,18 +109,20 @@ def read(arguments: Sequence[str]) -> Asked:
     problems: list[str] = []
     words, settings = split_words(arguments, problems)
     recipe = words.get("recipe", DEFAULT_RECIPE)
-    values: dict[str, Any] = {}
+    values: dict[str, Any] | None = None
     try:
         values = read_recipe(recipe)
     except UserError as error:
         problems.append(str(error))
-    values = {**without_stale_options(values, settings), **settings}
+    known = values is not None
+    values = {**without_stale_options(values or {}, settings), **settings}
     config = build(values, problems)
     stages = wanted(words.get("stage", "all"), problems)
     plan = words.get("plan", "false")
     if plan not in ("true", "false"):
         problems.append(f"plan={plan}: use plan=true or leave it out.")
-    problems += config.problems()
+    if known:  # without its recipe, what the values lack says nothing
+        problems += config.problems()
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     return Asked(config, stages, recipe, plan == "true")
@@ -214,6 +223,7 @@ def build(values: Mapping[str, Any], problems: list[str]) -> Config:
     """The settings object; values that do not fit are left out and named in ``problems``."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     node = OmegaConf.structured(Config)
     for key, value in values.items():
@@ -222,7 +232,7 @@ def build(values: Mapping[str, Any], problems: list[str]) -> Config:
             continue
         try:
             OmegaConf.update(node, key, typed(value, kind), merge=True, force_add=True)
-        except (OmegaConfBaseException, ValueError):
+        except (OmegaConfBaseException, ValueError, KeyError, YAMLError):
             problems.append(f"{key}={value}: give {TYPES.get(kind, 'another type')}.")
     config = OmegaConf.to_object(node)
     assert isinstance(config, Config)
@@ -262,14 +272,45 @@ def kind_of(key: str, problems: list[str]) -> Any:
 
 
 def typed(value: Any, kind: Any) -> Any:
-    """A command line's text as the type asks; a text setting keeps its text letter for letter."""
-    if kind is str or not isinstance(value, str):
-        if kind is str and not isinstance(value, str):
+    """A value as its type asks; ValueError where it cannot be. Text stays letter for letter.
+
+    ``${`` is escaped: to OmegaConf it would point to another setting.
+    """
+    if kind is str:
+        if not isinstance(value, str):
             raise ValueError(value)
-        return value
+        return value.replace("${", "\\${")
+    if isinstance(value, str):
+        if kind is bool:
+            return {"true": True, "false": False}[value.lower()]
+        value = int(value) if kind is int else float(value) if kind is float else parsed(value)
+    if isinstance(value, bool) and kind in (int, float):
+        raise ValueError(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(value)
+    return escaped(value)
+
+
+def parsed(text: str) -> Any:
+    """A command line's option as YAML would read it; what it cannot read is text."""
     import yaml
 
-    return yaml.safe_load(value)
+    if text[:1] in ("[", "{"):
+        return yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return value if isinstance(value, (int, float, bool)) else text
+
+
+def escaped(value: Any) -> Any:
+    """Nested values with ``${`` escaped."""
+    if isinstance(value, str):
+        return value.replace("${", "\\${")
+    if isinstance(value, dict):
+        return {key: escaped(one) for key, one in value.items()}
+    return [escaped(one) for one in value] if isinstance(value, list) else value
 
 
 def describe(section: str) -> str:

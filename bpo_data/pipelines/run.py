@@ -29,6 +29,13 @@ python -m bpo_data.pipelines.run stage=STAGES recipe=NAME section.key=value ...
   --help SECTION lists a section's settings: {sections}."""
 
 
+DISK_FAULTS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
+    *(errno.ENOTDIR, errno.EEXIST),
+)
+"""What a user mends by making room or naming another folder."""
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run a command line; the exit status: 0 done, 2 something to put right, 130 stopped."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
@@ -54,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in DISK_FAULTS:
             raise
         print(
             f"bpo_data: {error.strerror}: {error.filename or 'the runs folder'}. Make room or use "
@@ -136,12 +143,17 @@ class Run:
         The stage itself is not asked: its replies may all be in the store, which needs no key.
         """
         stages = needed(self.asked.stages)
+        if self.runtime.device == "cuda":
+            self.runtime.torch_device()
         for later in stages[stages.index(name) + 1 :]:
             ready = getattr(STAGES[later].module, "ready", None)
             if ready:
                 ready(getattr(self.asked.config, later))
 
     def make(self, name: str, work: Work) -> Artifact:
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(self.runtime.threads)  # for libraries that are loaded already
         stage, section = STAGES[name], getattr(self.asked.config, name)
         inputs = {table: self.made[table] for table in inputs_of(stage)}
 
@@ -218,7 +230,9 @@ def verdict(facts: dict[str, Any]) -> str:
                 if estimate["low"] is not None
                 else ""
             )
-            return f"{words} {100 * estimate['mean']:.1f} %{interval}"
+            return (
+                f"{words} {100 * estimate['mean']:.1f} %{interval} on {estimate['count']:,} prompts"
+            )
     return "nothing held out to evaluate on"
 
 

@@ -53,7 +53,7 @@ STAGES = {
         export,
         makes="dataset",
         needs=("prompts", "responses", "pairs", "clusters", "allocation"),
-        also=("selection", "scores", "gradients", "policy"),
+        also=("embeddings", "selection", "scores", "gradients", "policy"),
     ),
     "train": Stage(train, makes="trained", needs=("dataset",), also=("policy",)),
     "evaluate": Stage(

@@ -75,8 +75,8 @@ def run(
     budget = checked_budget(config, available, cap)
     allocator = kinds.build(allocators.KINDS, config.kind, config.options, "allocate.kind")
     choice = allocator(pool, budget, config.floor, cap, config.seed)
+    check(choice, pool, budget, cap, config)
     depth = Counter(pool.prompt_id[row] for row in choice.kept)
-    check(choice, pool, budget, depth, cap)
     rank = {row: place for place, row in enumerate(choice.kept)}
     reason = dict(zip(choice.kept, choice.reason, strict=True))
     rows = [
@@ -123,13 +123,16 @@ def checked_budget(config: AllocateConfig, available: Counter[str], cap: int) ->
 
 
 def check(
-    choice: allocators.Choice, pool: allocators.Pool, budget: int, depth: Counter[str], cap: int
+    choice: allocators.Choice, pool: allocators.Pool, budget: int, cap: int, config: AllocateConfig
 ) -> None:
     """What every allocator owes, an outside one too. Raises UserError naming what it broke."""
-    kept = choice.kept
+    rule, kept = f"allocate.kind={config.kind}", choice.kept
     if len(kept) != budget or len(set(kept)) != budget or len(choice.reason) != budget:
-        raise UserError(f"allocate.kind kept {len(set(kept))} distinct pairs, not {budget}.")
+        raise UserError(f"{rule} kept {len(set(kept))} distinct pairs, not {budget}.")
     if not all(0 <= row < len(pool.pair_id) for row in kept):
-        raise UserError("allocate.kind kept a row that the pool does not have.")
+        raise UserError(f"{rule} kept a row that the pool does not have.")
+    depth = Counter(pool.prompt_id[row] for row in kept)
     if max(depth.values()) > cap:
-        raise UserError(f"allocate.kind went past the cap of {cap} pairs of one prompt.")
+        raise UserError(f"{rule} went past the cap of {cap} pairs of one prompt.")
+    if config.floor and len(depth) < len(set(pool.prompt_id)):
+        raise UserError(f"{rule} left a prompt without a pair; set allocate.floor=false for it.")

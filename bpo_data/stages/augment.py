@@ -110,7 +110,9 @@ def run(
         draft.write(pa.Table.from_pylist(ask_server(draft, config, runtime, wanted), draft.schema))
     else:
         draft.write(wanted)
-    rows = draft.read(["state", "author"])
+    rows = draft.read(["state"])
+    unusable = rows.num_rows - pc.sum(pc.equal(rows["state"], "ok")).as_py()
+    draft.note(unusable, rows.num_rows, "responses cannot be used; they take no part in pairs")
     draft.facts |= {
         "prompts": kept.num_rows,
         "given": rows.num_rows - new,
@@ -151,7 +153,7 @@ def author(config: AugmentConfig) -> str:
 
 def row_seed(config: AugmentConfig, response_id: str) -> int:
     """A seed that belongs to one response, below 2^31 as servers want it."""
-    return int(lot(config.seed, response_id)[:8], 16) >> 1
+    return int(lot(config.seed, "augment", response_id)[:8], 16) >> 1
 
 
 def sample_locally(draft: Draft, config: AugmentConfig, runtime: Runtime, wanted: pa.Table) -> None:

@@ -94,6 +94,7 @@ def run(
         plane[:, 1],
     ]
     draft.write(pa.table(columns_, schema=draft.schema))
+    draft.note(int((length == 0).sum()), len(rows), "pairs have a gradient of zero")
     draft.facts |= {
         "clusters": len(centres),
         "zero_gradients": int((length == 0).sum()),
@@ -127,7 +128,10 @@ def gradients_of(
 def flat(rows: np.ndarray, seed: int) -> np.ndarray:
     """(n, d) -> (n, 2) float32: the first two principal components, for the report's map."""
     from sklearn.decomposition import PCA
+    from threadpoolctl import threadpool_limits
 
     if min(rows.shape) < 2 or not np.ptp(rows, axis=0).any():
         return np.zeros((len(rows), 2), dtype=np.float32)
-    return PCA(2, svd_solver="randomized", random_state=seed).fit_transform(rows).astype(np.float32)
+    with threadpool_limits(1):  # more threads add in another order
+        plane = PCA(2, svd_solver="randomized", random_state=seed).fit_transform(rows)
+    return plane.astype(np.float32)

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from bpo_data.artifacts import Draft
 from bpo_data.components import embedders, kinds
+from bpo_data.disk import folder_digests
 from bpo_data.errors import UserError
 from bpo_data.runtime import Runtime
 from bpo_data.tables import ID, columns, vectors
@@ -31,6 +32,11 @@ class EmbedConfig:
 
     def problems(self) -> Iterator[str]:
         yield from kinds.problems(embedders.KINDS, self.kind, self.options, "embed.kind")
+
+
+def outside(config: EmbedConfig) -> dict[str, str]:
+    """Digests of a local encoder's files, so that a changed one is noticed."""
+    return folder_digests(str(config.options.get("model", "")))
 
 
 def schema(config: EmbedConfig) -> pa.Schema:

@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 
 from bpo_data.artifacts import Draft
 from bpo_data.components.judges import Item, Judge
-from bpo_data.errors import UserError
 from bpo_data.generation import Sample
 from bpo_data.policy import Policy
 from bpo_data.runtime import Runtime
@@ -88,7 +87,11 @@ def run(
         policies[side] = load_policy(model, revision, runtime.torch_device(), config.dtype)
     asked = held_out(prompts, config)
     judge = ScoreConfig(**draft.inputs["scores"].manifest["settings"]).judge()
-    if asked and not judge.judges_new:
+    if not asked:
+        draft.facts["why_no_win_rate"] = (
+            "no prompt is held out; raise load.test_share or give the source more prompts"
+        )
+    elif not judge.judges_new:
         draft.facts["why_no_win_rate"] = (
             f"score.kind={judge.name} knows the source's own responses only, so new responses "
             f"have no points; the ranking of held-out pairs is measured instead"
@@ -105,17 +108,13 @@ def run(
     draft.facts |= win_figures(rows)
     draft.facts["by_topic"] = topic_figures(rows, asked)
     draft.facts["pair_accuracy"] = shown(pair_accuracy(policies, dataset))
-    if draft.facts["win_rate"] is None and draft.facts["pair_accuracy"] is None:
-        raise UserError(
-            "evaluate: nothing is held out. Raise load.test_share or export.test_share, so that "
-            "there is something to measure on."
-        )
+    draft.note(draft.facts["without_verdict"], len(rows), "comparisons have no verdict")
 
 
 def held_out(prompts: pa.Table, config: EvaluateConfig) -> list[dict[str, Any]]:
     """The test prompts to use, each as often as there are draws."""
     rows = prompts.filter(pc.equal(prompts["split"], "test")).to_pylist()
-    rows.sort(key=lambda row: lot(config.seed, row["prompt_id"]))
+    rows.sort(key=lambda row: lot(config.seed, "evaluate", row["prompt_id"]))
     used = rows[: config.prompts or len(rows)]
     used.sort(key=lambda row: row["prompt_id"])
     return [row for row in used for _ in range(config.draws)]
@@ -128,7 +127,7 @@ def answers(
     from bpo_data.generation import sample
 
     seeds = [
-        int(lot(config.seed, f"{row['prompt_id']}/{place % config.draws}")[:8], 16)
+        int(lot(config.seed, "draw", f"{row['prompt_id']}/{place % config.draws}")[:8], 16)
         for place, row in enumerate(asked)
     ]
     with draft.bar(len(asked), "responses") as bar:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bpo_data import disk
+from bpo_data import __version__, disk
 from bpo_data.artifacts import Draft
 from bpo_data.runtime import Runtime
 from bpo_data.statistics import gini
@@ -95,7 +95,8 @@ def joined(
     """One row per kept pair with everything a trainer or a reader asks of it."""
     pair = lookup(pairs, "pair_id", kept["pair_id"])
     place = lookup(clusters, "pair_id", kept["pair_id"])
-    owner = lookup(prompts, "prompt_id", kept["prompt_id"])
+    needed = prompts.select(["prompt_id", "prompt", "topic", "source"])
+    owner = lookup(needed, "prompt_id", kept["prompt_id"])
     table = {
         "prompt": owner["prompt"],
         "pair_id": kept["pair_id"],
@@ -108,7 +109,8 @@ def joined(
     }
     for side in ("chosen", "rejected"):
         ids = pair[f"{side}_id"]
-        answer = lookup(responses, "response_id", ids)
+        needed = responses.select(["response_id", "text", "author"])
+        answer = lookup(needed, "response_id", ids)
         turns = [[{"role": "assistant", "content": text}] for text in answer["text"].to_pylist()]
         table[side] = pa.array(turns, MSG)
         table[f"author_{side}"] = answer["author"]
@@ -118,7 +120,7 @@ def joined(
 
 def split_of(prompt_ids: list[str], config: ExportConfig) -> list[str]:
     """The split of each row: whole prompts, drawn by lot."""
-    order = sorted(set(prompt_ids), key=lambda name: lot(config.seed, name))
+    order = sorted(set(prompt_ids), key=lambda name: lot(config.seed, "export", name))
     test = set(order[: round(config.test_share * len(order))])
     return ["test" if name in test else "train" for name in prompt_ids]
 
@@ -157,7 +159,11 @@ def card(draft: Draft, config: ExportConfig) -> str:
         facts=draft.facts,
         config=config,
         inputs=draft.inputs,
-        settings={name: used.manifest["settings"] for name, used in sorted(draft.inputs.items())},
+        settings={
+            used.manifest["stage"]: used.manifest["settings"] for used in draft.inputs.values()
+        }
+        | {"export": vars(config)},
+        version=__version__,
         has_test="test" in draft.facts["splits"],
         size=size_category(draft.facts["pairs"]),
         digest=content_digest(draft),

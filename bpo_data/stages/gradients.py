@@ -69,7 +69,7 @@ def run(
     model, revision = policy_location(draft.inputs["policy"].folder)
     loaded = load_policy(model, revision, runtime.torch_device(), config.dtype)
     usable = responses.filter(pc.equal(responses["state"], "ok"))
-    prompt_of = lookup(prompts, "prompt_id", usable["prompt_id"])["prompt"]
+    owners = prompts.select(["prompt_id", "prompt"])
     try:
         engine = ResponseGradients(
             loaded.model,
@@ -87,9 +87,11 @@ def run(
 
     def encoded(part: pa.Table) -> Iterator[tuple[str, list[int], list[int]] | tuple[str, str]]:
         """Each row's id with its tokens, or with the reason why it cannot be measured."""
-        for row in part.select(["response_id", "prompt", "text"]).to_pylist():
+        asked = lookup(owners, "prompt_id", part["prompt_id"])["prompt"].to_pylist()
+        rows = part.select(["response_id", "text"]).to_pylist()
+        for row, prompt in zip(rows, asked, strict=True):
             try:
-                tokens = encode(loaded.tokenizer, row["prompt"], row["text"])
+                tokens = encode(loaded.tokenizer, prompt, row["text"])
             except ValueError:  # the chat template does not keep the prompt a prefix
                 yield row["response_id"], "prompt_is_no_prefix"
                 continue
@@ -103,7 +105,6 @@ def run(
         columns_ = [names, vectors(measured.gradient), measured.log_prob, measured.tokens]
         return pa.table(columns_, schema=draft.schema).filter(pa.array(measured.finite))
 
-    usable = usable.append_column("prompt", prompt_of)
     draft.map_parts(usable, make, PART_ROWS)
     measured = draft.read(["response_id", "tokens"])
     found = pc.is_in(usable["response_id"], measured["response_id"].combine_chunks())
@@ -112,6 +113,7 @@ def run(
         for row in encoded(usable.filter(pc.invert(found)))
     ]
     draft.write_beside(pa.Table.from_pylist(set_aside, schema=SET_ASIDE), "set_aside.parquet")
+    draft.note(len(set_aside), usable.num_rows, "responses set aside in set_aside.parquet")
     draft.facts |= {
         "responses": usable.num_rows,
         "set_aside": dict(Counter(row["reason"] for row in set_aside)),

@@ -59,7 +59,11 @@ class LoadConfig:
             options["path"] = self.path
         if self.kind in ("files", "hub"):
             options["columns"] = self.columns
-        return kinds.build(sources.KINDS, self.kind, options, "load.kind")
+        source: sources.Source = kinds.build(sources.KINDS, self.kind, options, "load.kind")
+        for method in ("problems", "digests", "rows"):
+            if not hasattr(source, method):
+                raise UserError(f"load.kind={self.kind} has no method {method}; add it.")
+        return source
 
     def problems(self) -> Iterator[str]:
         try:
@@ -122,6 +126,7 @@ def run(draft: Draft, config: LoadConfig, runtime: Runtime) -> None:
     table = [prompt_row(name, kept[name], split[name], notices) for name in sorted(kept)]
     draft.write(pa.Table.from_pylist(table, schema=draft.schema))
     by_split = Counter(row["split"] for row in table)
+    draft.note(len(rejected), rows_in, f"rows set aside in rejected.parquet: {reasons(rejected)}")
     draft.facts |= {
         "rows_in": rows_in,
         "rows_rejected": len(rejected),
@@ -156,7 +161,7 @@ def reasons(rejected: Iterable[Rejected]) -> str:
 def limited(grouped: dict[str, list[Row]], config: LoadConfig) -> dict[str, list[Row]]:
     if not config.limit:
         return grouped
-    drawn = sorted(grouped, key=lambda name: lot(config.seed, name))[: config.limit]
+    drawn = sorted(grouped, key=lambda name: lot(config.seed, "limit", name))[: config.limit]
     return {name: grouped[name] for name in drawn}
 
 
@@ -173,7 +178,8 @@ def splits(grouped: dict[str, list[Row]], config: LoadConfig) -> dict[str, str]:
             )
         if said:
             split[name] = said.pop()
-    open_to = sorted(grouped.keys() - split.keys(), key=lambda name: lot(config.seed, name))
+    unsaid = grouped.keys() - split.keys()
+    open_to = sorted(unsaid, key=lambda name: lot(config.seed, "split", name))
     test = round(config.test_share * len(open_to))
     seed = round(config.seed_share * len(open_to))
     for place, name in enumerate(open_to):

@@ -83,7 +83,7 @@ def run(
         possible += len(pairs)
         short += 0 < len(pairs) < config.per_prompt
         without += not pairs
-        drawn = sorted(pairs, key=lambda pair: lot(config.seed, pair["pair_id"]))
+        drawn = sorted(pairs, key=lambda pair: lot(config.seed, "pair", pair["pair_id"]))
         rows += drawn[: config.per_prompt]
     if not rows:
         raise UserError(
@@ -93,6 +93,8 @@ def run(
         )
     rows.sort(key=lambda row: row["pair_id"])
     draft.write(pa.Table.from_pylist(rows, schema=draft.schema))
+    draft.note(without, len(by_prompt), "prompts give no pair")
+    draft.note(short, len(by_prompt), f"prompts give fewer than {config.per_prompt} pairs")
     draft.facts |= {
         "prompts": len(by_prompt),
         "prompts_without_pairs": without,

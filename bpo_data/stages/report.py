@@ -53,6 +53,11 @@ def run(draft: Draft, config: ReportConfig, runtime: Runtime) -> None:
         facts=facts,
         receipts=[used.manifest for used in draft.inputs.values()],
         folders={used.manifest["stage"]: str(used.folder) for used in draft.inputs.values()},
+        notes=[
+            (used.manifest["stage"], said)
+            for used in draft.inputs.values()
+            for said in used.facts.get("notes", [])
+        ],
         depths=depth_rows(facts["allocation"]),
         clusters=cluster_rows(draft, config),
         **map_of(draft, config),
@@ -147,7 +152,8 @@ class Texts:
 def map_of(draft: Draft, config: ReportConfig) -> dict[str, Any]:
     """Points of the map in a 600 x 400 frame: kept pairs filled, the others hollow."""
     table = pair_table(draft)
-    drawn = sorted(table.to_pylist(), key=lambda row: lot(0, row["pair_id"]))[: config.points]
+    rows = sorted(table.to_pylist(), key=lambda row: lot(0, "map", row["pair_id"]))
+    drawn = rows[: config.points]
     xs, ys = [row["x"] for row in drawn], [row["y"] for row in drawn]
     points = [
         {

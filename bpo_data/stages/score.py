@@ -14,7 +14,7 @@ from bpo_data.artifacts import Draft
 from bpo_data.components import judges, kinds
 from bpo_data.errors import UserError
 from bpo_data.runtime import Runtime
-from bpo_data.tables import ID, columns, lookup, maybe
+from bpo_data.tables import ID, columns, maybe
 
 VERSION = 1
 
@@ -66,6 +66,8 @@ def run(
     ]
     draft.write(pa.Table.from_pylist(rows, schema=draft.schema))
     readable = [verdict.score for verdict in verdicts if verdict.score is not None]
+    without = len(verdicts) - len(readable)
+    draft.note(without, len(verdicts), "responses have no points; they take no part in pairs")
     draft.facts |= {
         "judge": judge.name,
         "not_judged": responses.num_rows - usable.num_rows,
@@ -82,24 +84,23 @@ def run(
 
 def items_of(prompts: pa.Table, responses: pa.Table) -> list[judges.Item]:
     """Each response with its prompt, reference and the source's own score of it."""
-    owners = lookup(prompts, "prompt_id", responses["prompt_id"])
-    rows = zip(
-        responses.select(["prompt_id", "number", "text"]).to_pylist(),
-        owners.select(["prompt", "given", "reference"]).to_pylist(),
-        strict=True,
-    )
-    return [
-        judges.Item(
-            prompt=owner["prompt"],
-            text=row["text"],
-            group=row["prompt_id"],
-            reference=owner["reference"],
-            given=owner["given"][row["number"]]["score"]
-            if row["number"] < len(owner["given"])
-            else None,
+    needed = prompts.select(["prompt_id", "prompt", "given", "reference"])
+    asked = pc.is_in(needed["prompt_id"], responses["prompt_id"].combine_chunks())
+    owners = {row["prompt_id"]: row for row in needed.filter(asked).to_pylist()}
+    items = []
+    for row in responses.select(["prompt_id", "number", "text"]).to_pylist():
+        owner = owners[row["prompt_id"]]
+        given = owner["given"][row["number"]] if row["number"] < len(owner["given"]) else None
+        items.append(
+            judges.Item(
+                prompt=owner["prompt"],
+                text=row["text"],
+                group=row["prompt_id"],
+                reference=owner["reference"],
+                given=given["score"] if given else None,
+            )
         )
-        for row, owner in rows
-    ]
+    return items
 
 
 def agreement(items: list[judges.Item], verdicts: list[judges.Verdict]) -> float | None:

@@ -67,13 +67,20 @@ def run(draft: Draft, config: SelectConfig, runtime: Runtime, *, embeddings: pa.
     )
     kept = representatives(cluster, distance, keep)
     draft.write(pa.table([embeddings["prompt_id"], cluster, distance, kept], schema=draft.schema))
-    nearest = (rows @ rows[kept].T).max(axis=1)
     draft.facts |= {
         "pool": count,
         "kept": int(kept.sum()),
         "clusters": len(centres),
-        "coverage": round(float(nearest.mean()), 4),
+        "coverage": round(coverage(rows, rows[kept]), 4),
     }
+
+
+def coverage(rows: np.ndarray, chosen: np.ndarray) -> float:
+    """Mean cosine of each unit row to the nearest chosen one; memory does not grow with n * m."""
+    nearest = [
+        (rows[start : start + 1024] @ chosen.T).max(axis=1) for start in range(0, len(rows), 1024)
+    ]
+    return float(np.concatenate(nearest).mean())
 
 
 def default_k(count: int) -> int:

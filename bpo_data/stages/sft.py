@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from bpo_data import training
+from bpo_data import disk, training
 from bpo_data.artifacts import Draft
-from bpo_data.disk import sha256
 from bpo_data.errors import UserError
 from bpo_data.policy import (
     Policy,
@@ -100,10 +98,7 @@ class SftConfig:
 
 def outside(config: SftConfig) -> dict[str, str]:
     """Digests of a local model's files, so that a changed model is noticed."""
-    folder = Path(config.model)
-    if not config.model or not folder.is_dir():
-        return {}
-    return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    return disk.folder_digests(config.model)
 
 
 def schema(config: SftConfig) -> pa.Schema:
