@@ -180,7 +180,7 @@ class Draft:
         ``text`` goes on after the counts; nothing is said of none. It is kept in the facts.
         """
         if count:
-            share = f" ({100 * count / total:.2g} %)" if total else ""
+            share = f" ({100 * count / total:.3g} %)" if total else ""
             said = f"{count:,} of {total:,} {text}{share}"
             self.facts.setdefault("notes", []).append(said)
             logging.getLogger("bpo_data").warning("%-10s %s", self.stage, said)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from bpo_data.errors import UserError
 from bpo_data.tables import Message
@@ -16,6 +19,12 @@ if TYPE_CHECKING:
 
 BREAK = "\u200b"
 """A space of no width: cuts a control token typed in a text without changing how it looks."""
+UNBOUNDED = 10**9
+"""A tokenizer says that it knows no limit with a length far above this."""
+
+
+class TemplateRefuses(ValueError):
+    """A chat template does not take a conversation, or not so that a response can be told apart."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +36,24 @@ class Policy:
 
     @property
     def context(self) -> int:
-        """Tokens of prompt and response that the model can hold together."""
-        return int(self.model.config.get_text_config().max_position_embeddings)
+        """Tokens of prompt and response that the model can hold together.
+
+        Models without a table of positions (Bloom, MPT) go by their tokenizer. Raises ValueError
+        when that has no limit either.
+        """
+        config = self.model.config.get_text_config()
+        length = getattr(config, "max_position_embeddings", None) or self.tokenizer.model_max_length
+        if not 0 < length < UNBOUNDED:
+            raise ValueError("neither the model nor its tokenizer says how many tokens it can hold")
+        return int(length)
 
 
 def load_policy(model: str, revision: str | None, device: str, dtype: str) -> Policy:
     """A policy from a folder or from the hub, in eval mode on ``device`` with ``dtype`` weights.
 
     Only safetensors weights are read and no code of the checkpoint is run. Raises UserError, one
-    line naming sft.model, when there is no such model, its weights are pickled, or its tokenizer
-    has no chat template.
+    line naming sft.model, when there is no such model, its weights are pickled, its length is
+    unknown, or its tokenizer has no chat template or no token to end or to pad with.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -61,8 +78,20 @@ def load_policy(model: str, revision: str | None, device: str, dtype: str) -> Po
             f"model, or add chat_template.jinja to its folder."
         )
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError(
+                f"sft.model={model}: its tokenizer has neither an end token nor a padding token. "
+                f"Name them as eos_token and pad_token in its tokenizer_config.json."
+            )
         tokenizer.pad_token = tokenizer.eos_token
-    return Policy(loaded.to(device).eval(), tokenizer)
+    policy = Policy(loaded.to(device).eval(), tokenizer)
+    try:
+        _ = policy.context
+    except ValueError as error:
+        raise UserError(
+            f"sft.model={model}: {error}. Set model_max_length in its tokenizer_config.json."
+        ) from error
+    return policy
 
 
 def quiet_progress() -> None:
@@ -93,9 +122,12 @@ def check_location(model: str) -> None:
 def save_policy(policy: Policy, folder: Path) -> None:
     """Write a normal transformers folder: safetensors, tokenizer, chat template; no pickles.
 
-    The bytes depend on weights and tokenizer alone, not on where they came from.
+    The bytes depend on weights and tokenizer alone, not on where they came from. The end tokens
+    go into generation_config.json, so that any other program stops where we do.
     """
     quiet_progress()
+    if ends := end_tokens(policy):
+        policy.model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     policy.model.config._name_or_path = ""
     for origin in ("is_local", "local_files_only", "name_or_path"):
         policy.tokenizer.init_kwargs.pop(origin, None)
@@ -112,28 +144,107 @@ def policy_location(folder: Path) -> tuple[str, str | None]:
     return str(folder / "model"), None
 
 
+def end_tokens(policy: Policy) -> list[int]:
+    """Ids that end a response: those of the tokenizer, of the model and of the chat template."""
+    named = policy.model.generation_config.eos_token_id
+    several = named if isinstance(named, list) else [named]
+    own = {policy.tokenizer.eos_token_id, control(policy.tokenizer).end}
+    return sorted({*several, *own} - {None})
+
+
 def plain(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """The text with every control token typed in it cut by a zero-width space, so it stays text.
 
     ``<|end|>`` written by a user becomes ``<``, U+200B, ``|end|>``: it looks the same and cannot
-    end the turn. Text without control tokens comes back unchanged.
+    end the turn. Text without control tokens comes back unchanged, and so do added tokens that
+    control nothing, such as ``<think>``.
     """
-    control = control_tokens(tokenizer)
-    while found := [token for token in control if token in text]:
-        # Tokens may overlap: what is left of one can be another, so look again.
-        for token in found:
-            text = text.replace(token, token[0] + BREAK + token[1:])
-    return text
+    found = control(tokenizer)
+    if not found.names:
+        return text
+    # Every place where one begins is cut, so that of tokens that overlap none is left.
+    cuts = [
+        place.end()
+        for place in found.begin.finditer(text)
+        if any(text[place.start() : place.start() + n] in found.names for n in found.lengths)
+    ]
+    return BREAK.join(text[a:b] for a, b in pairwise([0, *cuts, len(text)])) if cuts else text
 
 
-def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Strings a tokenizer takes out of a text before it looks at words, in a fixed order.
+@dataclass(frozen=True)
+class Control:
+    """The tokens that steer a model: special ones, and those a chat template marks turns with."""
 
-    Runs of spaces and single letters, which some tokenizers also add, are text and left out.
-    """
-    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
-    names = added | set(tokenizer.all_special_tokens)
-    return tuple(sorted(name for name in names if len(name.strip()) > 1))
+    names: frozenset[str]
+    begin: re.Pattern[str]
+    """Matches the first letter of any name."""
+    lengths: tuple[int, ...]
+    """The lengths that names have, in characters."""
+    end: int | None
+    """Id of the token that the chat template writes after a response, where it writes one."""
+
+
+KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, Control]] = WeakKeyDictionary()
+
+
+def control(tokenizer: PreTrainedTokenizerBase) -> Control:
+    """What steers the model of this tokenizer, read anew when tokens or template have changed."""
+    state = (len(tokenizer), tokenizer.chat_template)
+    if tokenizer not in KNOWN or KNOWN[tokenizer][0] != state:
+        KNOWN[tokenizer] = state, read_control(tokenizer)
+    return KNOWN[tokenizer][1]
+
+
+def read_control(tokenizer: PreTrainedTokenizerBase) -> Control:
+    """Special tokens and turn markers; other added tokens are text, such as ``<think>``."""
+    # Runs of spaces, single letters and our own BREAK are text, even where a tokenizer adds them.
+    added = {
+        number: token
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if len(token.content.replace(BREAK, " ").strip()) > 1
+    }
+
+    def markers(parts: list[str]) -> list[int]:
+        ids = tokenizer("".join(parts), add_special_tokens=False)["input_ids"]
+        return [number for number in ids if number in added]
+
+    system, turns = (
+        around(tokenizer, "system", "user"),
+        around(tokenizer, "user", "assistant", "user"),
+    )
+    ends = markers(around(tokenizer, "user", "assistant")[-1:])[:1]
+    marking = {*markers(system[:1])[-1:], *markers(turns[1:-1]), *ends}
+    special = set(tokenizer.all_special_tokens)
+    names = {
+        token.content
+        for number, token in added.items()
+        if token.special or token.content in special or number in marking
+    }
+    first = "".join(re.escape(letter) for letter in sorted({name[0] for name in names}))
+    lengths = tuple(sorted({len(name) for name in names}))
+    return Control(frozenset(names), re.compile(f"[{first}]"), lengths, next(iter(ends), None))
+
+
+def around(tokenizer: PreTrainedTokenizerBase, *roles: str) -> list[str]:
+    """What the chat template writes before, between and after turns; nothing if it refuses them."""
+    words = [f"probe{number}word" for number in range(len(roles))]
+    turns = [{"role": role, "content": word} for role, word in zip(roles, words, strict=True)]
+    try:
+        parts = re.split("|".join(words), written(tokenizer, turns, tokenize=False))
+    except ValueError:
+        return []
+    return parts if len(parts) == len(words) + 1 else []
+
+
+def written(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **options: Any) -> Any:
+    """Turns as the chat template writes them. Raises TemplateRefuses when it does not take them."""
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(turns, return_dict=False, **options)
+    except TemplateError as error:
+        words = " ".join(str(error).split())[:200]
+        raise TemplateRefuses(f"the chat template refuses a conversation: {words}") from error
 
 
 def plain_messages(
@@ -146,10 +257,12 @@ def plain_messages(
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> list[int]:
-    """Token ids of a prompt up to where the assistant begins to write."""
+    """Token ids of a prompt up to where the assistant begins to write.
+
+    Raises TemplateRefuses when the chat template does not take the prompt.
+    """
     turns = plain_messages(tokenizer, prompt)
-    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-    return list(ids)
+    return list(written(tokenizer, turns, add_generation_prompt=True))
 
 
 def encode(
@@ -157,14 +270,16 @@ def encode(
 ) -> tuple[list[int], list[int]]:
     """(prompt ids, completion ids), the completion with its end token: as TRL's trainers cut them.
 
-    Raises ValueError when the template does not write the prompt as the beginning of the whole.
+    Raises TemplateRefuses when the chat template does not take the turns, or does not write the
+    prompt as the beginning of the whole: some tokenizers join a first newline of the response to
+    the prompt's last. A template that writes today's date gives other tokens tomorrow.
     """
     turns = plain_messages(tokenizer, prompt)
     answer = {"role": "assistant", "content": plain(tokenizer, response)}
     before = prompt_tokens(tokenizer, prompt)
-    whole = list(tokenizer.apply_chat_template([*turns, answer], return_dict=False))
+    whole = list(written(tokenizer, [*turns, answer]))
     if whole[: len(before)] != before:
-        raise ValueError(
+        raise TemplateRefuses(
             "the chat template does not write the prompt as the beginning of prompt and response"
         )
     return before, whole[len(before) :]

@@ -130,6 +130,15 @@ def test_load_dataset_reads_the_folder_and_the_card(unbroken, tmp_path):
         assert rows["chosen"][:] == [row["chosen"] for row in wanted]
 
 
+def test_the_card_s_settings_reproduce_the_dataset(unbroken, tmp_path):
+    (card,) = unbroken.glob("export-*/dataset/README.md")
+    recipe = tmp_path / "again.yaml"
+    recipe.write_text(card.read_text().split("```json\n")[1].split("\n```")[0])
+    result = run("stage=export", f"recipe={recipe}", f"runtime.folder={unbroken}")
+    assert result.returncode == 0, result.stderr
+    assert {line.split()[1] for line in result.stdout.splitlines()[:-1]} == {"kept"}
+
+
 def test_datasets_does_not_take_one_export_for_another(unbroken, tmp_path):
     import datasets
 
