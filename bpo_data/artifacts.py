@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +26,10 @@ import pyarrow as pa
 from bpo_data import __version__, disk
 from bpo_data.errors import UserError
 from bpo_data.tables import canonical
+from bpo_data.work import Work, difference
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is to be done: everything that decides which rows come out."""
-
-    stage: str
-    version: int
-    settings: dict[str, Any]
-    inputs: dict[str, str]
-    """Table name -> digest of the artifact that holds it."""
-    outside: dict[str, str] = field(default_factory=dict)
-    """Digests of what the settings point to outside the runs folder, such as the source's files."""
-
-    @property
-    def name(self) -> str:
-        whole = [self.stage, self.version, self.settings, self.inputs, self.outside]
-        return f"{self.stage}-{hashlib.sha256(canonical(whole).encode()).hexdigest()[:12]}"
 
 
 class Artifact:
@@ -327,30 +309,3 @@ def receipt(work: Work, draft: Draft, seconds: float) -> dict[str, Any]:
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "bpo_data": __version__,
     }
-
-
-def difference(manifest: dict[str, Any], work: Work) -> str:
-    """``k 100 -> 200, pairs changed``: how the work differs from one done before."""
-    found = []
-    if manifest["version"] != work.version:
-        found.append(f"stage version {manifest['version']} -> {work.version}")
-    before, now = leaves(manifest["settings"]), leaves(work.settings)
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            found.append(f"{key} {before.get(key, 'unset')} -> {now.get(key, 'unset')}")
-    for kind in ("inputs", "outside"):
-        was, is_now = manifest[kind], getattr(work, kind)
-        found += [f"{name} changed" for name in sorted(is_now) if was.get(name) != is_now[name]]
-    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return ", ".join(found[:3]) + more or "not made yet"
-
-
-def leaves(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as ``{"columns.prompt": "question"}``."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat |= leaves(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

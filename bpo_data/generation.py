@@ -6,11 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bpo_data.policy import Policy, prompt_tokens
+from bpo_data.policy import Policy, TemplateRefuses, end_tokens, prompt_tokens
 from bpo_data.tables import Message
 
 if TYPE_CHECKING:
     import torch
+
+NUMBERS = 1 << 26
+"""Numbers held at once while tokens are drawn: half a gigabyte in float64."""
+COPIES = 10
+"""Numbers that drawing holds for each logit, at most."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,8 @@ class Sample:
     text: str
     state: str
     """``ok``; ``truncated`` (no end token came); ``empty``; ``too_long`` (the prompt fills the
-    context, nothing was sampled)."""
+    context, nothing was sampled); ``unencodable`` (the chat template refuses the prompt, nothing
+    was sampled)."""
     tokens: int
     """Tokens sampled, the end token included."""
 
@@ -42,9 +48,9 @@ def sample(
     and the other rows change nothing but the rounding of the logits. Temperature 0 takes the most
     likely token. A response ends early where the context of the policy ends.
     """
-    ids = [prompt_tokens(policy.tokenizer, prompt) for prompt in prompts]
-    room = [min(max_new_tokens, policy.context - len(row)) for row in ids]
-    found = [Sample("", "too_long", 0)] * len(ids)
+    ids = [tokens_or_none(policy, prompt) for prompt in prompts]
+    room = [min(max_new_tokens, policy.context - len(row)) if row else 0 for row in ids]
+    found = [Sample("", "too_long" if row else "unencodable", 0) for row in ids]
     for rows in batches(ids, room, batch_rows):
         drawn = generate(
             policy,
@@ -59,6 +65,14 @@ def sample(
         if progress is not None:
             progress.update(len(rows))
     return found
+
+
+def tokens_or_none(policy: Policy, prompt: Sequence[Message]) -> list[int]:
+    """Token ids of a prompt; none at all where the chat template refuses it."""
+    try:
+        return prompt_tokens(policy.tokenizer, prompt)
+    except TemplateRefuses:
+        return []
 
 
 def batches(ids: list[list[int]], room: list[int], batch_rows: int) -> Iterator[list[int]]:
@@ -96,7 +110,7 @@ def generate(
     ends = end_tokens(policy)
     own = policy.model.generation_config
     # generate() fills what we leave open from the model's own settings (top-k, penalties).
-    policy.model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)
+    policy.model.generation_config = GenerationConfig(eos_token_id=ends or None, pad_token_id=pad)
     try:
         with torch.inference_mode():
             written = policy.model.generate(
@@ -113,13 +127,6 @@ def generate(
     return [cut(row[width:], ends) for row in written.tolist()]
 
 
-def end_tokens(policy: Policy) -> list[int]:
-    """Ids that end a response: the tokenizer's end token and those the model names."""
-    named = policy.model.generation_config.eos_token_id
-    several = named if isinstance(named, list) else [named]
-    return sorted({policy.tokenizer.eos_token_id, *several} - {None})
-
-
 def cut(tokens: list[int], ends: list[int]) -> list[int]:
     """The tokens up to and with the first end token."""
     for place, token in enumerate(tokens):
@@ -130,8 +137,10 @@ def cut(tokens: list[int], ends: list[int]) -> list[int]:
 
 def read(policy: Policy, tokens: list[int]) -> Sample:
     """The text of sampled tokens, control tokens left out."""
-    text = policy.tokenizer.decode(tokens, skip_special_tokens=True)
-    if not tokens or tokens[-1] not in end_tokens(policy):
+    ended = bool(tokens) and tokens[-1] in end_tokens(policy)
+    # An end token that only the template names need not be a special one, which decode leaves out.
+    text = policy.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
+    if not ended:
         return Sample(text, "truncated", len(tokens))
     return Sample(text, "ok" if text.strip() else "empty", len(tokens))
 
@@ -156,20 +165,55 @@ class Draw:
         """(rows, length) ids, (rows, vocabulary) logits -> 0 for the drawn token, else -inf."""
         import torch
 
+        uniform = torch.from_numpy(self.uniform[:, self.step]).to(scores.device)[:, None]
+        self.step += 1
+        rows = max(1, NUMBERS // (COPIES * scores.shape[1]))
+        drawn = torch.cat(
+            [
+                self.tokens(some, numbers)
+                for some, numbers in zip(scores.split(rows), uniform.split(rows), strict=True)
+            ]
+        )
+        return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
+
+    def tokens(self, scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        """(n, vocabulary) logits and (n, 1) numbers from 0 to below 1 -> (n, 1) token ids."""
+        import torch
+
         shares = torch.softmax(scores.double() / self.temperature, dim=-1)
         if self.top_p < 1:
             shares = nucleus(shares, self.top_p)
         reached = shares.cumsum(dim=-1)
-        uniform = torch.from_numpy(self.uniform[:, self.step]).to(scores.device)[:, None]
         # right=True: a token of probability 0 spans nothing and is never drawn.
         drawn = torch.searchsorted(reached, uniform * reached[:, -1:], right=True)
-        self.step += 1
-        alone = torch.full_like(scores, -torch.inf)
-        return alone.scatter(1, drawn.clamp(max=scores.shape[1] - 1), 0.0)
+        return drawn.clamp(max=scores.shape[1] - 1)
 
 
-def nucleus(shares: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Probabilities (rows, n) with all but the likeliest tokens that reach ``top_p`` set to 0."""
+def nucleus(shares: torch.Tensor, top_p: float, first: int = 1024) -> torch.Tensor:
+    """Probabilities (rows, n) with all but the likeliest tokens that reach ``top_p`` set to 0.
+
+    Of equally likely tokens the one with the lower id counts as likelier. Only rows whose
+    ``first`` likeliest tokens do not settle it are sorted whole, which takes many times longer.
+    """
+    import torch
+
+    if shares.shape[1] <= first:
+        return sorted_nucleus(shares, top_p)
+    ordered, places = shares.topk(first, dim=-1)
+    places, by_id = places.sort(dim=-1)
+    ordered, by_share = ordered.gather(1, by_id).sort(dim=-1, descending=True, stable=True)
+    places = places.gather(1, by_share)
+    before = ordered.cumsum(dim=-1) - ordered
+    # topk takes any of those equal to its last, so none of them may be needed.
+    settled = ((before >= top_p) | (ordered > ordered[:, -1:])).all(dim=-1)
+    kept = torch.zeros_like(shares).scatter(1, places, ordered.masked_fill(before >= top_p, 0.0))
+    if not settled.all():
+        kept[~settled] = sorted_nucleus(shares[~settled], top_p)
+    return kept
+
+
+def sorted_nucleus(shares: torch.Tensor, top_p: float) -> torch.Tensor:
+    """What ``nucleus`` gives, from all probabilities in order."""
     ordered, places = shares.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered
     return shares.scatter(1, places, ordered.masked_fill(before >= top_p, 0.0))

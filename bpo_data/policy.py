@@ -160,8 +160,6 @@ def plain(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     control nothing, such as ``<think>``.
     """
     found = control(tokenizer)
-    if not found.names:
-        return text
     # Every place where one begins is cut, so that of tokens that overlap none is left.
     cuts = [
         place.end()
@@ -222,7 +220,12 @@ def read_control(tokenizer: PreTrainedTokenizerBase) -> Control:
     }
     first = "".join(re.escape(letter) for letter in sorted({name[0] for name in names}))
     lengths = tuple(sorted({len(name) for name in names}))
-    return Control(frozenset(names), re.compile(f"[{first}]"), lengths, next(iter(ends), None))
+    return Control(
+        frozenset(names),
+        re.compile(f"[{first}]" if first else "(?!)"),
+        lengths,
+        next(iter(ends), None),
+    )
 
 
 def around(tokenizer: PreTrainedTokenizerBase, *roles: str) -> list[str]:

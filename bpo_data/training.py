@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bpo_data.errors import UserError
-from bpo_data.policy import Policy, encode
+from bpo_data.errors import UserError, some
+from bpo_data.policy import Policy, TemplateRefuses, encode
 from bpo_data.tables import Message
 
 DTYPES = ("float32", "bfloat16")
@@ -75,16 +77,70 @@ def arguments(config: Any, section: str, device: str, folder: Path) -> dict[str,
     }
 
 
-def lengths(policy: Policy, prompt: Sequence[Message], response: str) -> tuple[int, int]:
-    """Tokens of prompt and of response. Raises UserError for a template that cannot be cut."""
-    try:
-        before, after = encode(policy.tokenizer, prompt, response)
-    except ValueError as error:
+def one_gpu(settings: Any) -> Any:
+    """TRL's settings, for one GPU however many there are.
+
+    With more, transformers would take ``batch`` rows on each, so another machine would train
+    another model, and TRL refuses to start.
+    """
+    # The attribute that n_gpu reads; reading n_gpu first makes sure that it is not set again.
+    settings._n_gpu = min(settings.n_gpu, 1)
+    return settings
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Which rows can be trained on, and what becomes of the others."""
+
+    kept: list[int]
+    """Row numbers."""
+    cut: int
+    """Rows kept whose response the trainer will cut."""
+    dropped: int
+    """Rows whose prompt leaves no room for a response."""
+    refused: Counter[str]
+    """Rows that cannot be written with the chat template, by reason."""
+
+    @property
+    def reason(self) -> str:
+        """Why most of those that are refused are."""
+        return self.refused.most_common(1)[0][0] if self.refused else ""
+
+    @property
+    def others(self) -> str:
+        """A sentence on the rows refused, for an error on those dropped."""
+        if not self.refused:
+            return ""
+        return f" {some(self.refused.total(), 'other row')} cannot be encoded: {self.reason}."
+
+
+def fitting(
+    policy: Policy, rows: Sequence[tuple[Sequence[Message], Sequence[str]]], longest: int
+) -> Fitting:
+    """Look through rows of a prompt and its responses before a trainer does.
+
+    Raises UserError when the chat template refuses every row.
+    """
+    kept, cut, dropped, refused = [], 0, 0, Counter[str]()
+    for number, (prompt, responses) in enumerate(rows):
+        try:
+            encoded = [encode(policy.tokenizer, prompt, response) for response in responses]
+        except TemplateRefuses as error:
+            refused[str(error)] += 1
+            continue
+        if len(encoded[0][0]) < longest:
+            kept.append(number)
+            cut += max(len(before) + len(after) for before, after in encoded) > longest
+        else:
+            dropped += 1
+    found = Fitting(kept, cut, dropped, refused)
+    if rows and refused.total() == len(rows):
         raise UserError(
-            f"sft.model has a chat template that cannot be trained on: {error}. Use another model, "
-            f"or give its folder a chat_template.jinja without extras in the last turn."
-        ) from error
-    return len(before), len(after)
+            f"sft.model has a chat template that cannot be trained on: {found.reason}. Use another "
+            f"model, or give its folder a chat_template.jinja that takes these conversations and "
+            f"adds nothing to the last turn."
+        )
+    return found
 
 
 @contextmanager

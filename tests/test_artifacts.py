@@ -9,9 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from bpo_data.artifacts import Artifact, Draft, Shelf, Work, difference
+from bpo_data.artifacts import Artifact, Draft, Shelf
 from bpo_data.errors import UserError
 from bpo_data.tables import ID, columns
+from bpo_data.work import Work, difference
 
 SCHEMA = columns(name=ID, value=pa.int32())
 WORK = Work("pair", 1, {"k": 100, "options": {"a": 1}}, {"scores": "0" * 64})

@@ -12,6 +12,7 @@ from helpers import environment, run
 
 from bpo_data.errors import UserError
 from bpo_data.pipelines import config as settings
+from bpo_data.pipelines.manual import describe, documented
 
 FILES = ("load.kind=topics", "score.kind=verifier")
 
@@ -186,9 +187,9 @@ def test_help_and_mistakes_load_no_heavy_package(arguments):
 def test_every_setting_has_a_sentence_and_help_shows_it():
     for section in dataclasses.fields(settings.Config):
         kind = type(getattr(settings.Config(), section.name))
-        for name, _, meaning in settings.documented(kind):
+        for name, _, meaning in documented(kind):
             assert meaning.endswith((".", "?")), f"{section.name}.{name} has no sentence below it"
-            assert f"{section.name}.{name}=" in settings.describe(section.name)
+            assert f"{section.name}.{name}=" in describe(section.name)
 
 
 def test_every_recipe_is_read_without_mistakes(tmp_path):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from bpo_data.generation import Draw, Sample, cut, nucleus, sample
+from bpo_data import generation
+from bpo_data.generation import Draw, Sample, cut, nucleus, sample, sorted_nucleus
 from bpo_data.policy import Policy, prompt_tokens
 from bpo_data.scratch import Scratch, make_policy
 from bpo_data.tables import Message
+
+if TYPE_CHECKING:
+    import torch
 
 TALKS = [
     [Message(role="user", content="add 12 and 7"), Message(role="assistant", content="= 19")],
@@ -101,6 +106,41 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it() -> None:
     assert nucleus(shares, 0.5).tolist() == [[0.0, 0.5, 0.0, 0.0]]
     assert nucleus(shares, 0.51).tolist() == [[0.0, 0.5, 0.25, 0.0]]
     assert nucleus(shares, 0.95).tolist() == shares.tolist()
+
+
+def spread(rows: int, words: int) -> torch.Tensor:
+    """Probabilities from peaked to flat by row, rounded so that many are equal."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    sharpness = torch.linspace(0, 8, rows)[:, None]
+    logits = (torch.randn(rows, words, generator=generator) * sharpness).bfloat16()
+    return torch.softmax(logits.double(), dim=-1)
+
+
+@pytest.mark.parametrize("first", [1, 2, 8, 64, 199, 500])
+@pytest.mark.parametrize("top_p", [1e-9, 0.5, 0.9, 0.999])
+def test_the_likeliest_tokens_alone_give_the_nucleus_of_the_full_sort(
+    first: int, top_p: float
+) -> None:
+    import torch
+
+    shares = spread(60, 200)
+    assert torch.equal(nucleus(shares, top_p, first), sorted_nucleus(shares, top_p))
+
+
+@pytest.mark.parametrize("top_p", [0.8, 1.0])
+def test_rows_drawn_in_slices_are_those_drawn_at_once(
+    monkeypatch: pytest.MonkeyPatch, top_p: float
+) -> None:
+    import torch
+
+    scores = spread(50, 3000).log().float()
+    seeds = list(range(50))
+    whole = Draw(seeds, 1, 1.0, top_p)(torch.empty(0), scores)
+    monkeypatch.setattr(generation, "NUMBERS", 7 * generation.COPIES * 3000)
+    assert torch.equal(Draw(seeds, 1, 1.0, top_p)(torch.empty(0), scores), whole)
+    assert whole.isfinite().sum(dim=1).tolist() == [1] * 50
 
 
 def test_tiny_top_p_and_zero_temperature_are_both_greedy(policy: Policy) -> None:

@@ -5,15 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bpo_data.components.judges import (
-    GivenScores,
-    Item,
-    Preference,
-    Verifier,
-    features,
-    fold_of,
-    preferred,
-)
+from bpo_data.components.judges import GivenScores, Verifier
+from bpo_data.components.judging import Item, Verdict
+from bpo_data.components.preference import Preference, features, fold_of, preferred
 from bpo_data.errors import UserError
 from bpo_data.runtime import Runtime
 from bpo_data.stages.score import agreement
@@ -127,8 +121,6 @@ def test_preferences_stay_within_a_prompt_and_skip_ties():
 
 
 def test_agreement_counts_ties_half_and_nulls_not_at_all():
-    from bpo_data.components.judges import Verdict
-
     rows = [item("a", "p", 1), item("b", "p", 0), item("c", "q", 1), item("d", "q", 0)]
     rows += [item("e", "r", 1), item("f", "r", 0)]
     said = [Verdict(score, "ok", "") for score in (7, 3, 5, 5, None, 2)]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpo_data.artifacts import Artifact, Shelf, Work
+from bpo_data.artifacts import Artifact, Shelf
 from bpo_data.components.embedders import unit
 from bpo_data.gradients.engine import ResponseGradients
 from bpo_data.likelihood import log_probs
@@ -19,6 +19,7 @@ from bpo_data.scratch import Scratch, make_policy
 from bpo_data.stages import cluster
 from bpo_data.statistics import gini, mean_by_prompt, mean_of, share_by_prompt
 from bpo_data.tables import vectors
+from bpo_data.work import Work
 
 TALKS = [
     ([{"role": "user", "content": f"question {n}"}], f"answer {n} " * (1 + n % 4)) for n in range(9)

@@ -19,21 +19,25 @@ from bpo_data.scratch import Scratch
 from bpo_data.stages import sft, train
 from bpo_data.stages.sft import SftConfig, chosen_lessons
 from bpo_data.stages.train import LOSSES, TrainConfig
-from bpo_data.tables import MSG
+from bpo_data.tables import MSG, Message
 
 GIVEN = pa.list_(
     pa.struct([("text", pa.string()), ("author", pa.string()), ("score", pa.float32())])
 )
 SIZES = Scratch(vocabulary=300, width=16, layers=1, heads=2, hidden=16, positions=48)
-Asked = tuple[str, list[tuple[str, float | None]], str | None]
+Asked = tuple[str | list[Message], list[tuple[str, float | None]], str | None]
+
+
+def asked(prompt: str | list[Message]) -> list[Message]:
+    return [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
 
 
 def prompts_table(rows: list[Asked]) -> pa.Table:
-    """(question, [(response, score)], split) rows as the prompts table."""
+    """(question or conversation, [(response, score)], split) rows as the prompts table."""
     given = [[{"text": t, "author": "a", "score": s} for t, s in row[1]] for row in rows]
     return pa.table(
         {
-            "prompt": pa.array([[{"role": "user", "content": row[0]}] for row in rows], MSG),
+            "prompt": pa.array([asked(row[0]) for row in rows], MSG),
             "given": pa.array(given, GIVEN),
             "split": pa.array([row[2] for row in rows], pa.string()),
         }
@@ -211,6 +215,15 @@ def test_pairs_too_long_are_counted_and_none_left_is_a_user_error(
     assert cut.facts["cut"] > 0
     with pytest.raises(UserError, match=r"train.max_length=4 tokens"):
         do_train(tmp_path / "three", started, dataset_table(), max_length=4)
+
+
+def test_no_library_speaks_of_names_that_will_change(started: Path, tmp_path: Path) -> None:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        do_sft(tmp_path / "sft", steps=1, gradient_checkpointing=True)
+        do_train(tmp_path / "one", started, dataset_table(6), steps=1, gradient_checkpointing=True)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
-import math
-import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bpo_data.errors import UserError, nearest
+from bpo_data.pipelines.values import TYPES, typed
 from bpo_data.policy import check_location
 from bpo_data.runtime import Runtime
 from bpo_data.stages import STAGES
@@ -239,15 +236,6 @@ def build(values: Mapping[str, Any], problems: list[str]) -> Config:
     return config
 
 
-TYPES: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    dict: "settings by name, such as key.name=value",
-}
-
-
 def kind_of(key: str, problems: list[str]) -> Any:
     """The type of a setting; None, and a problem, where there is no such setting."""
     section, _, rest = key.partition(".")
@@ -269,84 +257,3 @@ def kind_of(key: str, problems: list[str]) -> Any:
             return None
         kind, path = hints[name], f"{path}.{name}"
     return dict if typing.get_origin(kind) is dict else kind
-
-
-def typed(value: Any, kind: Any) -> Any:
-    """A value as its type asks; ValueError where it cannot be. Text stays letter for letter.
-
-    ``${`` is escaped: to OmegaConf it would point to another setting.
-    """
-    if kind is str:
-        if not isinstance(value, str):
-            raise ValueError(value)
-        return value.replace("${", "\\${")
-    if isinstance(value, str):
-        if kind is bool:
-            return {"true": True, "false": False}[value.lower()]
-        value = int(value) if kind is int else float(value) if kind is float else parsed(value)
-    if isinstance(value, bool) and kind in (int, float):
-        raise ValueError(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(value)
-    return escaped(value)
-
-
-def parsed(text: str) -> Any:
-    """A command line's option as YAML would read it; what it cannot read is text."""
-    import yaml
-
-    if text[:1] in ("[", "{"):
-        return yaml.safe_load(text)
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    return value if isinstance(value, (int, float, bool)) else text
-
-
-def escaped(value: Any) -> Any:
-    """Nested values with ``${`` escaped."""
-    if isinstance(value, str):
-        return value.replace("${", "\\${")
-    if isinstance(value, dict):
-        return {key: escaped(one) for key, one in value.items()}
-    return [escaped(one) for one in value] if isinstance(value, list) else value
-
-
-def describe(section: str) -> str:
-    """A section's settings with defaults and meanings. Raises UserError for an unknown one."""
-    sections = typing.get_type_hints(Config)
-    if section not in sections:
-        raise UserError(
-            f"There is no section {section}.{nearest(section, sections)} "
-            f"There are {', '.join(sections)}."
-        )
-    lines = [f"Settings of {section}:"]
-    for key, default, meaning in documented(sections[section]):
-        lines += [f"  {section}.{key}={default}", f"      {meaning}"]
-    return "\n".join(lines)
-
-
-def documented(kind: type) -> list[tuple[str, str, str]]:
-    """(name, default, meaning) of a settings class, the meaning from the text below each field."""
-    body = ast.parse(inspect.getsource(kind)).body[0]
-    assert isinstance(body, ast.ClassDef)
-    meanings: dict[str, str] = {}
-    for statement, below in zip(body.body, body.body[1:], strict=False):
-        if (
-            isinstance(statement, ast.AnnAssign)
-            and isinstance(statement.target, ast.Name)
-            and isinstance(below, ast.Expr)
-            and isinstance(below.value, ast.Constant)
-        ):
-            meanings[statement.target.id] = re.sub(r"\s+", " ", str(below.value.value))
-    found = []
-    for item in dataclasses.fields(kind):
-        default = getattr(kind(), item.name)
-        if dataclasses.is_dataclass(default):
-            nested = documented(type(default))
-            found += [(f"{item.name}.{name}", value, text) for name, value, text in nested]
-        else:
-            shown = str(default).lower() if isinstance(default, bool) else str(default)
-            found.append((item.name, shown, meanings.get(item.name, "")))
-    return found

@@ -11,11 +11,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from bpo_data.artifacts import Artifact, Draft, Shelf, Work
+from bpo_data.artifacts import Artifact, Draft, Shelf
 from bpo_data.errors import UserError
 from bpo_data.pipelines import config as settings
+from bpo_data.pipelines.manual import describe
 from bpo_data.runtime import Runtime, quiet_libraries
 from bpo_data.stages import MAKER, STAGES, Stage
+from bpo_data.work import Work
 
 USAGE = """\
 python -m bpo_data.pipelines.run stage=STAGES recipe=NAME section.key=value ...
@@ -73,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def help_text(words: list[str]) -> str:
     if words:
-        return "\n\n".join(settings.describe(word) for word in words)
+        return "\n\n".join(describe(word) for word in words)
     return USAGE.format(
         stages=", ".join(STAGES),
         recipes=", ".join(settings.recipes()),

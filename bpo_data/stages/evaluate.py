@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bpo_data.artifacts import Draft
-from bpo_data.components.judges import Item, Judge
+from bpo_data.components.judging import Item, Judge
 from bpo_data.generation import Sample
 from bpo_data.policy import Policy
 from bpo_data.runtime import Runtime

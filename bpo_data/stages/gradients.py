@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,6 +14,10 @@ from bpo_data.artifacts import Draft
 from bpo_data.errors import UserError
 from bpo_data.runtime import Runtime
 from bpo_data.tables import ID, columns, lookup, vectors
+
+if TYPE_CHECKING:
+    from bpo_data.gradients.engine import ResponseGradients
+    from bpo_data.policy import Policy
 
 VERSION = 1
 PART_ROWS = 256  # part of the format: batches never straddle a part
@@ -63,43 +68,19 @@ def run(
     prompts: pa.Table,
     responses: pa.Table,
 ) -> None:
-    from bpo_data.gradients.engine import ResponseGradients
-    from bpo_data.policy import encode, load_policy, policy_location
+    from bpo_data.policy import load_policy, policy_location
 
     model, revision = policy_location(draft.inputs["policy"].folder)
-    loaded = load_policy(model, revision, runtime.torch_device(), config.dtype)
+    policy = load_policy(model, revision, runtime.torch_device(), config.dtype)
+    engine = engine_of(policy, config)
     usable = responses.filter(pc.equal(responses["state"], "ok"))
     owners = prompts.select(["prompt_id", "prompt"])
-    try:
-        engine = ResponseGradients(
-            loaded.model,
-            rank=config.rank,
-            dim=config.dim,
-            seed=config.seed,
-            layers=config.layers,
-            batch_tokens=config.batch_tokens,
-        )
-    except ValueError as error:
-        raise UserError(f"gradients.layers={config.layers}: {error}") from error
     draft.schema = draft.schema.set(
         1, pa.field("gradient", pa.list_(pa.float32(), engine.dim), nullable=False)
     )
 
-    def encoded(part: pa.Table) -> Iterator[tuple[str, list[int], list[int]] | tuple[str, str]]:
-        """Each row's id with its tokens, or with the reason why it cannot be measured."""
-        asked = lookup(owners, "prompt_id", part["prompt_id"])["prompt"].to_pylist()
-        rows = part.select(["response_id", "text"]).to_pylist()
-        for row, prompt in zip(rows, asked, strict=True):
-            try:
-                tokens = encode(loaded.tokenizer, prompt, row["text"])
-            except ValueError:  # the chat template does not keep the prompt a prefix
-                yield row["response_id"], "prompt_is_no_prefix"
-                continue
-            fits = sum(map(len, tokens)) <= loaded.context
-            yield (row["response_id"], *tokens) if fits else (row["response_id"], "too_long")
-
     def make(part: pa.Table) -> pa.Table:
-        rows = [row for row in encoded(part) if len(row) == 3]
+        rows = [row for row in encoded(policy, owners, part) if len(row) == 3]
         measured = engine.of([row[1] for row in rows], [row[2] for row in rows])
         names = pa.array([row[0] for row in rows], ID)
         columns_ = [names, vectors(measured.gradient), measured.log_prob, measured.tokens]
@@ -110,7 +91,7 @@ def run(
     found = pc.is_in(usable["response_id"], measured["response_id"].combine_chunks())
     set_aside = [
         {"response_id": row[0], "reason": row[1] if len(row) == 2 else "not_finite"}
-        for row in encoded(usable.filter(pc.invert(found)))
+        for row in encoded(policy, owners, usable.filter(pc.invert(found)))
     ]
     draft.write_beside(pa.Table.from_pylist(set_aside, schema=SET_ASIDE), "set_aside.parquet")
     draft.note(len(set_aside), usable.num_rows, "responses set aside in set_aside.parquet")
@@ -126,3 +107,38 @@ def run(
             f"({draft.facts['set_aside']}). Use a model with a longer context, shorter responses, "
             f"or another chat template."
         )
+
+
+def engine_of(policy: Policy, config: GradientsConfig) -> ResponseGradients:
+    """The engine on this policy. Raises UserError for layers it cannot capture."""
+    from bpo_data.gradients.engine import ResponseGradients
+
+    try:
+        return ResponseGradients(
+            policy.model,
+            rank=config.rank,
+            dim=config.dim,
+            seed=config.seed,
+            layers=config.layers,
+            batch_tokens=config.batch_tokens,
+        )
+    except ValueError as error:
+        raise UserError(f"gradients.layers={config.layers}: {error}") from error
+
+
+def encoded(
+    policy: Policy, owners: pa.Table, part: pa.Table
+) -> Iterator[tuple[str, list[int], list[int]] | tuple[str, str]]:
+    """Each response's id with its tokens, or with the reason why it cannot be measured."""
+    from bpo_data.policy import TemplateRefuses, encode
+
+    asked = lookup(owners, "prompt_id", part["prompt_id"])["prompt"].to_pylist()
+    rows = part.select(["response_id", "text"]).to_pylist()
+    for row, prompt in zip(rows, asked, strict=True):
+        try:
+            tokens = encode(policy.tokenizer, prompt, row["text"])
+        except TemplateRefuses:
+            yield row["response_id"], "template_refuses"
+            continue
+        fits = sum(map(len, tokens)) <= policy.context
+        yield (row["response_id"], *tokens) if fits else (row["response_id"], "too_long")

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bpo_data import disk
-from bpo_data.artifacts import Draft, leaves
+from bpo_data.artifacts import Draft
 from bpo_data.runtime import Runtime
 from bpo_data.tables import columns, lookup, lot
+from bpo_data.work import leaves
 
 VERSION = 1
 COLOURS = 10

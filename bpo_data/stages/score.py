@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 
 from bpo_data.artifacts import Draft
 from bpo_data.components import judges, kinds
+from bpo_data.components.judging import Item, Judge, Verdict
+from bpo_data.components.preference import preferred
 from bpo_data.errors import UserError
 from bpo_data.runtime import Runtime
 from bpo_data.tables import ID, columns, maybe
@@ -27,9 +29,9 @@ class ScoreConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the kind: ``function`` of verifier, ``model`` and ``base_url`` of rubric ..."""
 
-    def judge(self) -> judges.Judge:
+    def judge(self) -> Judge:
         """The judge these settings name. Raises UserError."""
-        judge: judges.Judge = kinds.build(judges.KINDS, self.kind, self.options, "score.kind")
+        judge: Judge = kinds.build(judges.KINDS, self.kind, self.options, "score.kind")
         return judge
 
     def problems(self) -> Iterator[str]:
@@ -82,7 +84,7 @@ def run(
         )
 
 
-def items_of(prompts: pa.Table, responses: pa.Table) -> list[judges.Item]:
+def items_of(prompts: pa.Table, responses: pa.Table) -> list[Item]:
     """Each response with its prompt, reference and the source's own score of it."""
     needed = prompts.select(["prompt_id", "prompt", "given", "reference"])
     asked = pc.is_in(needed["prompt_id"], responses["prompt_id"].combine_chunks())
@@ -92,7 +94,7 @@ def items_of(prompts: pa.Table, responses: pa.Table) -> list[judges.Item]:
         owner = owners[row["prompt_id"]]
         given = owner["given"][row["number"]] if row["number"] < len(owner["given"]) else None
         items.append(
-            judges.Item(
+            Item(
                 prompt=owner["prompt"],
                 text=row["text"],
                 group=row["prompt_id"],
@@ -103,10 +105,10 @@ def items_of(prompts: pa.Table, responses: pa.Table) -> list[judges.Item]:
     return items
 
 
-def agreement(items: list[judges.Item], verdicts: list[judges.Verdict]) -> float | None:
+def agreement(items: list[Item], verdicts: list[Verdict]) -> float | None:
     """Share of the source's own preferences that the judge shares, ties half; None without any."""
     shared: list[float] = []
-    for better, worse in judges.preferred(items):
+    for better, worse in preferred(items):
         a, b = verdicts[better].score, verdicts[worse].score
         if a is not None and b is not None:
             shared.append(0.5 if a == b else float(a > b))

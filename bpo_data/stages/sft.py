@@ -119,16 +119,28 @@ def run(draft: Draft, config: SftConfig, runtime: Runtime, *, prompts: pa.Table)
     device = runtime.torch_device()
     lessons = chosen_lessons(prompts, config.take)
     policy = starting_policy(config, lessons, device)
-    rows = fitting(policy, lessons, training.longest(policy, config.max_length))
+    rows = training.fitting(
+        policy,
+        [(prompt, [response]) for prompt, response in lessons],
+        training.longest(policy, config.max_length),
+    )
+    if not rows.kept:
+        raise UserError(
+            f"sft: {rows.dropped:,} of {len(lessons):,} prompts fill "
+            f"{training.longest(policy, config.max_length)} tokens, which leaves no room for a "
+            f"response. Raise sft.max_length and sft.scratch.positions." + rows.others
+        )
+    draft.note(rows.refused.total(), len(lessons), f"responses dropped: {rows.reason}")
     with training.quiet(), draft.bar(config.steps, "updates") as bar:
         trainer = make_trainer(draft, config, device, policy, [lessons[row] for row in rows.kept])
         lines = training.train(trainer, bar)
     save_policy(policy, draft.file("model"))
-    draft.facts = {
+    draft.facts |= {
         "kind": config.kind,
         "responses": len(rows.kept),
         "cut": rows.cut,
         "dropped": rows.dropped,
+        "refused": rows.refused.total(),
         "parameters": policy.model.num_parameters(),
         "vocabulary": len(policy.tokenizer),
         "loss": lines[-1]["loss"],
@@ -179,31 +191,6 @@ def starting_policy(config: SftConfig, lessons: list[Lesson], device: str) -> Po
     return policy
 
 
-@dataclass(frozen=True)
-class Fitting:
-    """Which lessons a length leaves: row numbers kept, and how many were cut or dropped."""
-
-    kept: list[int]
-    cut: int
-    dropped: int
-
-
-def fitting(policy: Policy, lessons: list[Lesson], longest: int) -> Fitting:
-    """Count what the trainer will cut; a prompt that leaves no room for its response is dropped."""
-    kept, cut = [], 0
-    for row, (prompt, response) in enumerate(lessons):
-        before, after = training.lengths(policy, prompt, response)
-        if before < longest:
-            kept.append(row)
-            cut += before + after > longest
-    if not kept:
-        raise UserError(
-            f"sft: all {len(lessons):,} prompts fill {longest} tokens, which leaves no room for a "
-            f"response. Raise sft.max_length and sft.scratch.positions."
-        )
-    return Fitting(kept, cut, len(lessons) - len(kept))
-
-
 def make_trainer(
     draft: Draft, config: SftConfig, device: str, policy: Policy, lessons: list[Lesson]
 ) -> Any:
@@ -231,7 +218,7 @@ def make_trainer(
     )
     return SFTTrainer(
         model=policy.model,
-        args=settings,
+        args=training.one_gpu(settings),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=policy.tokenizer,
     )

@@ -134,15 +134,17 @@ def run(draft: Draft, config: TrainConfig, runtime: Runtime, *, dataset: pa.Tabl
     policy = load_policy(model, revision, device, "float32")
     pairs = dataset.filter(pc.equal(dataset["split"], "train"))
     pairs = pairs.select(["prompt", "chosen", "rejected"]).to_pylist()
-    fitted = fitting(policy, pairs, training.longest(policy, config.max_length))
+    rows = fitting(policy, pairs, training.longest(policy, config.max_length))
+    draft.note(rows.refused.total(), len(pairs), f"pairs dropped: {rows.reason}")
     with training.quiet(), draft.bar(config.steps, "updates") as bar:
-        trainer = make_trainer(draft, config, device, policy, fitted.kept)
+        trainer = make_trainer(draft, config, device, policy, [pairs[row] for row in rows.kept])
         lines = training.train(trainer, bar)
     save_policy(policy, draft.file("model"))
-    draft.facts = {
-        "pairs": len(fitted.kept),
-        "cut": fitted.cut,
-        "dropped": fitted.dropped,
+    draft.facts |= {
+        "pairs": len(rows.kept),
+        "cut": rows.cut,
+        "dropped": rows.dropped,
+        "refused": rows.refused.total(),
         "updates": trainer.state.global_step,
         "margin": lines[-1]["rewards/margins"],
         "accuracy": lines[-1]["rewards/accuracies"],
@@ -150,32 +152,19 @@ def run(draft: Draft, config: TrainConfig, runtime: Runtime, *, dataset: pa.Tabl
     draft.write(pa.table(training.log_columns(lines, LOG)).cast(draft.schema))
 
 
-@dataclass(frozen=True)
-class Fitting:
-    """The pairs trained on, and how many had a response cut or were dropped for their length."""
-
-    kept: list[dict[str, Any]]
-    cut: int
-    dropped: int
-
-
-def fitting(policy: Policy, pairs: list[dict[str, Any]], longest: int) -> Fitting:
-    """Count what the trainer will cut; a prompt that leaves no room for a response is dropped."""
-    kept, cut = [], 0
-    for pair in pairs:
-        texts = (pair[side][0]["content"] for side in ("chosen", "rejected"))
-        (before, chosen), (_, rejected) = (
-            training.lengths(policy, pair["prompt"], text) for text in texts
-        )
-        if before < longest:
-            kept.append(pair)
-            cut += before + max(chosen, rejected) > longest
-    if not kept:
+def fitting(policy: Policy, pairs: list[dict[str, Any]], longest: int) -> training.Fitting:
+    """Which pairs can be trained on. Raises UserError when none is left."""
+    asked = [
+        (pair["prompt"], [pair[side][0]["content"] for side in ("chosen", "rejected")])
+        for pair in pairs
+    ]
+    rows = training.fitting(policy, asked, longest)
+    if not rows.kept:
         raise UserError(
             f"train has no pairs left of {len(pairs):,} in the train split that fit "
-            f"train.max_length={longest} tokens. Raise it, or raise allocate.budget."
+            f"train.max_length={longest} tokens. Raise it, or raise allocate.budget." + rows.others
         )
-    return Fitting(kept, cut, len(pairs) - len(kept))
+    return rows
 
 
 def make_trainer(
@@ -207,7 +196,7 @@ def make_trainer(
     return DPOTrainer(
         model=policy.model,
         ref_model=reference,
-        args=settings,
+        args=training.one_gpu(settings),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=policy.tokenizer,
     )

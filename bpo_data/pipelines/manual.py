@@ -1,0 +1,51 @@
+"""``--help SECTION``: settings with defaults and meanings, read from the settings classes."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import typing
+
+from bpo_data.errors import UserError, nearest
+from bpo_data.pipelines.config import Config
+
+
+def describe(section: str) -> str:
+    """A section's settings with defaults and meanings. Raises UserError for an unknown one."""
+    sections = typing.get_type_hints(Config)
+    if section not in sections:
+        raise UserError(
+            f"There is no section {section}.{nearest(section, sections)} "
+            f"There are {', '.join(sections)}."
+        )
+    lines = [f"Settings of {section}:"]
+    for key, default, meaning in documented(sections[section]):
+        lines += [f"  {section}.{key}={default}", f"      {meaning}"]
+    return "\n".join(lines)
+
+
+def documented(kind: type) -> list[tuple[str, str, str]]:
+    """(name, default, meaning) of a settings class, the meaning from the text below each field."""
+    body = ast.parse(inspect.getsource(kind)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    meanings: dict[str, str] = {}
+    for statement, below in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+        ):
+            meanings[statement.target.id] = re.sub(r"\s+", " ", str(below.value.value))
+    found = []
+    for item in dataclasses.fields(kind):
+        default = getattr(kind(), item.name)
+        if dataclasses.is_dataclass(default):
+            nested = documented(type(default))
+            found += [(f"{item.name}.{name}", value, text) for name, value, text in nested]
+        else:
+            shown = str(default).lower() if isinstance(default, bool) else str(default)
+            found.append((item.name, shown, meanings.get(item.name, "")))
+    return found
