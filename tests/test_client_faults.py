@@ -138,13 +138,6 @@ def test_a_slow_or_dripping_reply_meets_the_time_limit(store: RequestStore, faul
     assert (reply.state, reply.attempts) == ("ok", 2)
 
 
-def test_nobody_at_the_address_is_an_http_error_of_each_row(store: RequestStore) -> None:
-    with StubServer() as server:
-        pass
-    (reply,) = ask(server, store)
-    assert (reply.state, reply.attempts, reply.detail) == ("http_error", 4, "Connection error.")
-
-
 @pytest.mark.parametrize("form", ["seconds", "milliseconds", "date"])
 def test_retry_after_is_honoured_in_every_form(store: RequestStore, form: str) -> None:
     date = email.utils.formatdate(time.time() + 2, usegmt=True)  # whole seconds: 1 to 2 from now
@@ -222,3 +215,13 @@ def test_a_key_that_the_server_sends_back_is_found_nowhere(
     left = [path.read_bytes() for path in store.path.parent.iterdir()]
     for text in [said, caplog.text, repr(left)]:
         assert SECRET[:12] not in text
+
+
+def test_a_server_that_is_not_there_stops_the_run_after_one_row(store: RequestStore) -> None:
+    """Hundreds of rows at a minute of attempts each would be a night lost."""
+    with StubServer() as server:
+        pass
+    requests = [(asking(number), 0) for number in range(200)]
+    with pytest.raises(UserError, match=r"augment\.base_url=.* does not answer after 4 attempts"):
+        ask(server, store, requests, concurrency=2)
+    assert len(store) == 0

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_PATIENCE = Patience()
 QUIET = 10.0  # seconds between two lines about waiting
+LOST = 8  # requests in a row without any server, after which the run stops
 HOPELESS = frozenset({401, 403, 404})  # whoever asks gets the same: the run cannot work
 CODES = {"context_length_exceeded": "too_long", "content_filter": "filtered"}
 
@@ -137,6 +138,8 @@ class Asker:
     """``time.monotonic()`` of the last line about waiting."""
     retried: int = 0
     """Attempts that failed and are made again, since that line."""
+    lost: int | None = None
+    """Requests in a row that found no server at all; None until there was an answer."""
 
     async def ask_all(
         self,
@@ -186,6 +189,7 @@ class Asker:
                     body = await self.send(client, payload)
         except (TimeoutError, openai.APIError) as error:
             return self.failure(error, attempts)
+        self.lost = 0
         reply = read_completion(redact(body.decode("utf-8-sig", "replace"), self.key), attempts)
         # Once more: in JSON the key may have stood in escapes.
         return replace(
@@ -206,7 +210,13 @@ class Asker:
 
     def failure(self, error: Exception, attempts: int) -> Reply:
         """The state of a request that got no answer. Raises UserError when none can get one."""
+        import openai
+
         words = self.words(error)
+        if isinstance(error, openai.APIConnectionError) and not isinstance(
+            error, openai.APITimeoutError
+        ):
+            self.count_lost(words, attempts)
         status = getattr(error, "status_code", None)
         code = getattr(error, "code", None) or ""
         if status in HOPELESS or code == NO_MONEY:
@@ -224,6 +234,17 @@ class Asker:
         state = "too_long" if too_long else CODES.get(code, "http_error")
         detail = f"{status}: {words}" if status else words
         return Reply(state, attempts=attempts, detail=detail)
+
+    def count_lost(self, words: str, attempts: int) -> None:
+        """Raise UserError when the server is not there, rather than try every row in turn."""
+        if self.lost is not None:
+            self.lost += 1
+        if self.lost is None or self.lost >= LOST:
+            raise UserError(
+                f"{self.endpoint.section}.base_url={self.endpoint.base_url} does not answer after "
+                f"{some(attempts, 'attempt')}: {words} Start the server or check the address; the "
+                f"replies so far are kept, and the same command goes on from them."
+            )
 
     def words(self, error: BaseException) -> str:
         """What the server said, or what went wrong on the way, on one line and without the key."""
