@@ -33,7 +33,7 @@ class Stage:
     """Artifacts of which it reads something else: a model folder, facts, one column."""
 
 
-MEASURED = ("prompts", "selection", "responses", "scores", "gradients")
+MEASURED = ("prompts", "embeddings", "selection", "responses", "scores", "gradients")
 DECIDED = ("pairs", "clusters", "allocation", "dataset")
 
 STAGES = {
