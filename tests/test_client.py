@@ -171,7 +171,8 @@ def test_a_secret_in_the_address_is_refused_without_showing_it(url: str) -> None
 
 
 RUN = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from asking import asking
 from bpo_data.llm.client import Endpoint, complete
 from bpo_data.llm.store import RequestStore
