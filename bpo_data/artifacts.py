@@ -156,6 +156,11 @@ class Draft:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
+    def say(self, text: str) -> None:
+        """Tell the user one thing on stderr and in the report."""
+        self.facts.setdefault("notes", []).append(text)
+        logging.getLogger("bpo_data").warning("%-10s %s", self.stage, text)
+
     def note(self, count: int, total: int, text: str) -> None:
         """Tell the user of rows that came to nothing: ``37 of 16,000 replies had no number``.
 
@@ -163,9 +168,7 @@ class Draft:
         """
         if count:
             share = f" ({100 * count / total:.3g} %)" if total else ""
-            said = f"{count:,} of {total:,} {text}{share}"
-            self.facts.setdefault("notes", []).append(said)
-            logging.getLogger("bpo_data").warning("%-10s %s", self.stage, said)
+            self.say(f"{count:,} of {total:,} {text}{share}")
 
     def bar(self, total: int, unit: str) -> Any:
         """A progress bar with rate and time left on stderr; silent when that is no terminal."""
@@ -211,20 +214,31 @@ class Shelf:
         """Why this work has to run: what differs from the last artifact of the stage."""
         if (self.folder / f"{work.name}.partial").exists():
             return "going on after an interruption"
-        last = self.last(work.stage)
-        return difference(last.manifest, work) if last else "first time"
+        like = self.nearest(work)
+        if like is None:
+            return "first time"
+        found = difference(like.manifest, work)
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        return ", ".join(found[:3]) + more or "not made yet"
 
-    def last(self, stage: str) -> Artifact | None:
-        """The newest finished artifact of a stage, whatever its settings."""
-        manifests = [
-            path
+    def nearest(self, work: Work) -> Artifact | None:
+        """The finished artifact of the stage most like this work, the newest of equals."""
+        found = [
+            (len(difference(manifest, work)), -path.stat().st_mtime_ns, path, manifest)
+            for path, manifest in self.manifests(work.stage)
+        ]
+        if not found:
+            return None
+        _, _, path, manifest = min(found, key=lambda one: one[:2])
+        return Artifact(path.parent, manifest)
+
+    def manifests(self, stage: str) -> list[tuple[Path, dict[str, Any]]]:
+        """The manifests of all finished artifacts of a stage."""
+        return [
+            (path, json.loads(path.read_text(encoding="utf-8")))
             for path in self.folder.glob(f"{stage}-*/{MANIFEST}")
             if not path.parent.name.endswith(".partial")
         ]
-        if not manifests:
-            return None
-        newest = max(manifests, key=lambda path: path.stat().st_mtime_ns)
-        return Artifact(newest.parent, json.loads(newest.read_text(encoding="utf-8")))
 
     @contextmanager
     def held(self, work: Work, waiting: Callable[[str], None]) -> Iterator[None]:
@@ -257,7 +271,13 @@ class Shelf:
         partial.mkdir(parents=True, exist_ok=True)
         keep_parts(partial, makes)
         draft = Draft(partial, makes, schema, inputs, work.stage)
-        run(draft)
+        try:
+            run(draft)
+        except UserError:
+            keep_parts(partial, makes)
+            if not any(partial.iterdir()):
+                partial.rmdir()
+            raise
         shutil.rmtree(partial / ".scratch", ignore_errors=True)
         manifest = receipt(work, draft, time.monotonic() - started)
         disk.write_bytes(

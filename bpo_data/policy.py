@@ -119,6 +119,21 @@ def check_location(model: str) -> None:
         )
 
 
+def check_model(model: str, revision: str | None) -> None:
+    """Raises UserError when a model to be used later is not there, without reading its weights."""
+    from transformers import AutoConfig
+
+    check_location(model)
+    try:
+        AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise UserError(
+            f"sft.model={model} cannot be found: {reason} Check the name and the network, or name "
+            f"a folder with config.json, tokenizer and safetensors weights."
+        ) from error
+
+
 def save_policy(policy: Policy, folder: Path) -> None:
     """Write a normal transformers folder: safetensors, tokenizer, chat template; no pickles.
 

@@ -27,8 +27,8 @@ class Work:
         return f"{self.stage}-{hashlib.sha256(canonical(whole).encode()).hexdigest()[:12]}"
 
 
-def difference(manifest: dict[str, Any], work: Work) -> str:
-    """``k 100 -> 200, pairs changed``: how the work differs from one done before."""
+def difference(manifest: dict[str, Any], work: Work) -> list[str]:
+    """``["k 100 -> 200", "pairs changed"]``: how the work differs from one done before."""
     found = []
     if manifest["version"] != work.version:
         found.append(f"stage version {manifest['version']} -> {work.version}")
@@ -39,8 +39,7 @@ def difference(manifest: dict[str, Any], work: Work) -> str:
     for kind in ("inputs", "outside"):
         was, is_now = manifest[kind], getattr(work, kind)
         found += [f"{name} changed" for name in sorted(is_now) if was.get(name) != is_now[name]]
-    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return ", ".join(found[:3]) + more or "not made yet"
+    return found
 
 
 def leaves(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

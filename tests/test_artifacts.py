@@ -12,7 +12,7 @@ import pytest
 from bpo_data.artifacts import Artifact, Draft, Shelf
 from bpo_data.errors import UserError
 from bpo_data.tables import ID, columns
-from bpo_data.work import Work, difference
+from bpo_data.work import Work
 
 SCHEMA = columns(name=ID, value=pa.int32())
 WORK = Work("pair", 1, {"k": 100, "options": {"a": 1}}, {"scores": "0" * 64})
@@ -147,10 +147,17 @@ def test_the_reason_names_what_changed(tmp_path):
     assert shelf.why(Work("pair", 2, WORK.settings, WORK.inputs)) == "stage version 1 -> 2"
 
 
-def test_many_changes_are_cut_to_three():
-    manifest = {"version": 1, "settings": {}, "inputs": {}, "outside": {}}
+def test_many_changes_are_cut_to_three(tmp_path):
+    made(Shelf(tmp_path), Work("pair", 1, {}, {}))
     many = Work("pair", 1, dict.fromkeys("abcde", 1), {})
-    assert difference(manifest, many) == "a unset -> 1, b unset -> 1, c unset -> 1 and 2 more"
+    assert Shelf(tmp_path).why(many) == "a unset -> 1, b unset -> 1, c unset -> 1 and 2 more"
+
+
+def test_the_reason_compares_with_the_likest_work_not_the_last(tmp_path):
+    made(Shelf(tmp_path))
+    made(Shelf(tmp_path), Work("pair", 1, {"k": 7, "options": {"a": 9}}, {"scores": "f" * 64}))
+    wider = Work("pair", 1, {"k": 200, "options": {"a": 1}}, WORK.inputs)
+    assert Shelf(tmp_path).why(wider) == "k 100 -> 200"
 
 
 def hold(folder: str, seconds: float, held) -> None:

@@ -222,6 +222,6 @@ def test_a_server_that_is_not_there_stops_the_run_after_one_row(store: RequestSt
     with StubServer() as server:
         pass
     requests = [(asking(number), 0) for number in range(200)]
-    with pytest.raises(UserError, match=r"augment\.base_url=.* does not answer after 4 attempts"):
+    with pytest.raises(UserError, match=r"augment\.base_url=.* does not answer after 3 attempts"):
         ask(server, store, requests, concurrency=2)
     assert len(store) == 0

@@ -80,7 +80,7 @@ def test_the_page_asks_for_nothing_outside(page):
 
 def test_own_pairs_without_new_responses_say_why_there_is_no_win_rate(page):
     assert "No win rate" in page
-    assert "of held-out pairs ranked right" in page
+    assert "of held-out pairs moved the right way" in page
 
 
 @needs_data

@@ -62,7 +62,8 @@ class Preference(AlwaysReady):
             seen = [pair for pair in pairs if fold_of(known[pair[0]].group, self.folds) != fold]
             rows = np.flatnonzero(folds == fold)
             if len(rows):
-                utility[rows] = asked[rows] @ self.fit(learnt, seen or pairs)
+                weights = self.fit(learnt, seen or pairs)
+                utility[rows] = asked[rows] @ weights - (learnt @ weights).mean()
             done(len(rows))
         return [Verdict(float(points), "ok", "") for points in 1 + 9 * expit(utility)]
 

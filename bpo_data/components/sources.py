@@ -34,6 +34,7 @@ class Files:
         self.columns = dict(columns)
         self.roles = dict(roles or {})
         self.on_bad_file = on_bad_file
+        self.seen: set[str] = set()
 
     def problems(self) -> Iterator[str]:
         from bpo_data.components.reading import column_problems, find_files, role_problems
@@ -61,7 +62,7 @@ class Files:
 
         skip = self.on_bad_file == "skip"
         try:
-            yield from read(self.path, Columns(**self.columns), self.roles, skip)
+            yield from read(self.path, Columns(**self.columns), self.roles, skip, self.seen)
         except FileRejected as error:
             others = len(find_files(self.path)) > 1 and not skip
             way_out = " load.options.on_bad_file=skip goes on without it." if others else ""

@@ -127,6 +127,14 @@ def check_failures(replies: Sequence[Reply], max_failed: float, section: str) ->
         )
 
 
+def no_server(error: BaseException | None) -> bool:
+    """Whether nobody took the connection, as against a server that is slow."""
+    import openai
+
+    found = isinstance(error, openai.APIConnectionError)
+    return found and not isinstance(error, openai.APITimeoutError)
+
+
 @dataclass
 class Asker:
     """Sends requests, waits and asks again; lives as long as one ``complete``."""
@@ -173,14 +181,14 @@ class Asker:
     async def ask(self, client: AsyncOpenAI, payload: dict[str, Any]) -> Reply:
         """Send until there is an answer, a failure that will not pass, or no attempt left."""
         import openai
-        from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
+        from tenacity import AsyncRetrying, retry_if_exception
 
         attempts = 0
         try:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception(self.patience.worth_another),
                 wait=self.patience.wait,
-                stop=stop_after_attempt(self.patience.attempts),
+                stop=self.enough,
                 before_sleep=self.tell,
                 reraise=True,
             ):
@@ -199,6 +207,14 @@ class Asker:
             detail=redact(reply.detail, self.key),
         )
 
+    def enough(self, state: RetryCallState) -> bool:
+        """Whether to give up; sooner on a server that has not answered at all in this run."""
+        error = state.outcome.exception() if state.outcome else None
+        nobody = self.lost is None and no_server(error)
+        return state.attempt_number >= (
+            min(3, self.patience.attempts) if nobody else self.patience.attempts
+        )
+
     async def send(self, client: AsyncOpenAI, payload: dict[str, Any]) -> bytes:
         """The body of a 2xx answer. ``extra_body`` overrides, so ``payload`` is what is sent."""
         # The client's own time-out is for each read: a slow drip would never end.
@@ -210,12 +226,8 @@ class Asker:
 
     def failure(self, error: Exception, attempts: int) -> Reply:
         """The state of a request that got no answer. Raises UserError when none can get one."""
-        import openai
-
         words = self.words(error)
-        if isinstance(error, openai.APIConnectionError) and not isinstance(
-            error, openai.APITimeoutError
-        ):
+        if no_server(error):
             self.count_lost(words, attempts)
         status = getattr(error, "status_code", None)
         code = getattr(error, "code", None) or ""

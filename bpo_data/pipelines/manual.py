@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 import inspect
 import re
 import typing
@@ -20,10 +21,21 @@ def describe(section: str) -> str:
             f"There is no section {section}.{nearest(section, sections)} "
             f"There are {', '.join(sections)}."
         )
-    lines = [f"Settings of {section}:"]
+    lines = [f"Settings of {section}, with their defaults (a recipe may set others):"]
     for key, default, meaning in documented(sections[section]):
-        lines += [f"  {section}.{key}={default}", f"      {meaning}"]
+        lines += [f"  {section}.{key}={default}", f"      {readable(meaning)}"]
     return "\n".join(lines)
+
+
+def readable(meaning: str) -> str:
+    """A meaning for the terminal: names of kinds in place of where they stand, no markup."""
+
+    def names(found: re.Match[str]) -> str:
+        module = importlib.import_module(f"bpo_data.{found[1]}")
+        return "One of " + ", ".join(getattr(module, found[2]))
+
+    meaning = re.sub(r"A name in ``([a-z.]+)\.([A-Z]+)``", names, meaning)
+    return meaning.replace("``", "")
 
 
 def documented(kind: type) -> list[tuple[str, str, str]]:

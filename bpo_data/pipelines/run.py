@@ -169,12 +169,12 @@ class Run:
         """Print whether a stage would be kept or run, and why."""
         stage = STAGES[name]
         missing = [MAKER[table] for table in inputs_of(stage) if table not in self.made]
-        last = self.shelf.last(name)
-        took = f"  last time {last.manifest['seconds']:,.1f} s" if last else ""
         if missing:
-            print(f"{name:<10} would run: after {', '.join(missing)}{took}")
+            print(f"{name:<10} would run: after {', '.join(missing)}")
             return
         work = self.work(name)
+        like = self.shelf.nearest(work)
+        took = f"  ({like.manifest['seconds']:,.1f} s before that change)" if like else ""
         artifact = self.shelf.find(work)
         if artifact is None:
             print(f"{name:<10} would run: {self.shelf.why(work)}{took}")
@@ -219,7 +219,8 @@ def say(name: str, text: str) -> None:
 
 def result_line(name: str, verb: str, artifact: Artifact) -> str:
     seconds = artifact.manifest["seconds"]
-    return f"{name:<10} {verb}  {artifact.rows:>9,} rows  {seconds:>8,.1f} s  {artifact.folder}"
+    what = artifact.facts.get("result", f"{artifact.rows:,} rows")
+    return f"{name:<10} {verb}  {what:>22}  {seconds:>8,.1f} s  {artifact.folder}"
 
 
 def verdict(facts: dict[str, Any]) -> str:

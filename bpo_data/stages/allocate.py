@@ -93,6 +93,7 @@ def run(
     draft.write(pa.Table.from_pylist(rows, schema=draft.schema))
     depths = Counter(depth[prompt] for prompt in available)
     draft.facts |= {
+        "result": f"{budget:,} of {len(rows):,} pairs",
         "budget": budget,
         "pool": len(rows),
         "prompts": len(available),

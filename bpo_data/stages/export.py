@@ -82,7 +82,7 @@ def run(
         if rows.num_rows:
             draft.write(rows, f"dataset/{name}.parquet")
     draft.facts |= figures(dataset, allocation)
-    disk.write_bytes(card(draft, config).encode(), draft.file("dataset/README.md"))
+    disk.write_bytes(card(draft, config).encode(), draft.view("dataset/README.md"))
 
 
 def joined(
@@ -141,6 +141,7 @@ def figures(dataset: pa.Table, allocation: pa.Table) -> dict[str, Any]:
         "depths": {str(k): v for k, v in sorted(Counter(depth.values()).items())},
         "mean_depth": round(dataset.num_rows / len(depth), 3),
         "gini": round(gini(list(depth.values())), 4),
+        "gini_before": round(gini(list(Counter(allocation["prompt_id"].to_pylist()).values())), 4),
         "pool": allocation.num_rows,
         "chosen_is_longer": round(sum(longer) / len(longer), 4),
         "mean_margin": round(float(pc.mean(dataset["margin"]).as_py()), 4),

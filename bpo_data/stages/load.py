@@ -107,7 +107,8 @@ def run(draft: Draft, config: LoadConfig, runtime: Runtime) -> None:
     notices: Counter[str] = Counter()
     rows_in = 0
     with draft.bar(0, "rows") as bar:
-        for row in config.source().rows():
+        source = config.source()
+        for row in source.rows():
             rows_in += 1
             bar.update(1)
             if isinstance(row, Rejected):
@@ -116,6 +117,7 @@ def run(draft: Draft, config: LoadConfig, runtime: Runtime) -> None:
                 grouped.setdefault(prompt_id(row.prompt), []).append(row)
                 notices.update(row.notices)
     write_rejected(draft, rejected)
+    draft.facts["columns"] = sorted(getattr(source, "seen", ()))
     if not grouped:
         raise UserError(
             f"load: none of {some(rows_in, 'row')} can be used. The reasons: "
@@ -127,6 +129,14 @@ def run(draft: Draft, config: LoadConfig, runtime: Runtime) -> None:
     draft.write(pa.Table.from_pylist(table, schema=draft.schema))
     by_split = Counter(row["split"] for row in table)
     draft.note(len(rejected), rows_in, f"rows set aside in rejected.parquet: {reasons(rejected)}")
+    if not any(row.split for rows in kept.values() for row in rows):
+        draft.note(by_split["test"], len(table), "prompts kept aside for evaluate")
+        draft.note(by_split["seed"], len(table), "prompts kept aside for sft")
+    if not any(row["given"] for row in table) and draft.facts.get("columns"):
+        draft.say(
+            f"no row carries a response; the columns are {', '.join(draft.facts['columns'])}. "
+            f"Name those that hold responses with load.columns.chosen, .rejected or .response."
+        )
     draft.facts |= {
         "rows_in": rows_in,
         "rows_rejected": len(rejected),
@@ -155,7 +165,7 @@ def reasons(rejected: Iterable[Rejected]) -> str:
     return "; ".join(
         f"{reason} {number} ({first[reason].origin}: {first[reason].detail})"
         for reason, number in count.most_common(3)
-    )
+    ) + (f"; and {len(count) - 3} more reasons" if len(count) > 3 else "")
 
 
 def limited(grouped: dict[str, list[Row]], config: LoadConfig) -> dict[str, list[Row]]:

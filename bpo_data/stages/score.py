@@ -78,9 +78,11 @@ def run(
         "agreement_with_given": agreement(items, verdicts) if judge.judges_new else None,
     }
     if not readable:
+        columns_seen = ", ".join(draft.inputs["prompts"].facts.get("columns", ()))
+        named = f" (the source has {columns_seen})" if columns_seen else ""
         raise UserError(
-            f"score.kind={config.kind} gave no readable score for {len(items)} responses "
-            f"({draft.facts['states']}). Check load.columns.score or use another score.kind."
+            f"score.kind={config.kind} gave no readable score for any of {len(items):,} responses. "
+            f"Name the column of scores with load.columns.score{named}, or use another score.kind."
         )
 
 

@@ -68,6 +68,7 @@ def run(draft: Draft, config: SelectConfig, runtime: Runtime, *, embeddings: pa.
     kept = representatives(cluster, distance, keep)
     draft.write(pa.table([embeddings["prompt_id"], cluster, distance, kept], schema=draft.schema))
     draft.facts |= {
+        "result": f"{int(kept.sum()):,} of {count:,} prompts",
         "pool": count,
         "kept": int(kept.sum()),
         "clusters": len(centres),

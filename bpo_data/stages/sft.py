@@ -14,7 +14,7 @@ from bpo_data.artifacts import Draft
 from bpo_data.errors import UserError
 from bpo_data.policy import (
     Policy,
-    check_location,
+    check_model,
     load_policy,
     plain_messages,
     save_policy,
@@ -110,10 +110,15 @@ def run(draft: Draft, config: SftConfig, runtime: Runtime, *, prompts: pa.Table)
     """Write ``model/`` and the training log, or ``model.json`` pointing to the given model."""
     quiet_libraries()
     if config.kind == "given":
-        check_location(config.model)
+        check_model(config.model, config.revision or None)
         pointer = {"model": config.model, "revision": config.revision}
         draft.file("model.json").write_text(json.dumps(pointer), encoding="utf-8")
-        draft.facts = {"kind": config.kind, "model": config.model, "revision": config.revision}
+        draft.facts = {
+            "result": "as given",
+            "kind": config.kind,
+            "model": config.model,
+            "revision": config.revision,
+        }
         draft.write(draft.schema.empty_table())
         return
     device = runtime.torch_device()
@@ -136,6 +141,7 @@ def run(draft: Draft, config: SftConfig, runtime: Runtime, *, prompts: pa.Table)
         lines = training.train(trainer, bar)
     save_policy(policy, draft.file("model"))
     draft.facts |= {
+        "result": f"{config.steps:,} updates",
         "kind": config.kind,
         "responses": len(rows.kept),
         "cut": rows.cut,

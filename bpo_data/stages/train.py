@@ -141,6 +141,7 @@ def run(draft: Draft, config: TrainConfig, runtime: Runtime, *, dataset: pa.Tabl
         lines = training.train(trainer, bar)
     save_policy(policy, draft.file("model"))
     draft.facts |= {
+        "result": f"{trainer.state.global_step:,} updates",
         "pairs": len(rows.kept),
         "cut": rows.cut,
         "dropped": rows.dropped,

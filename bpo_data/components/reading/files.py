@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields
 from functools import partial
 from itertools import chain
@@ -28,12 +28,14 @@ def read(
     columns: Columns,
     roles: Mapping[str, str] | None = None,
     skip_bad_files: bool = False,
+    seen: set[str] | None = None,
 ) -> Iterator[Row | Rejected]:
     """Every row of the files at ``path``, good or set aside, in the order of the files.
 
     ``roles`` maps other names of roles, such as {"human": "user"}. All files are looked through
     before the first row comes. Raises FileRejected for a file that cannot be read as a whole, or,
-    with ``skip_bad_files``, sets the file aside as one rejected row and goes on.
+    with ``skip_bad_files``, sets the file aside as one rejected row and goes on. The names of all
+    columns are added to ``seen``.
     """
     files = find_files(path)
     base = os.path.commonpath([file.parent for file in files])
@@ -41,7 +43,10 @@ def read(
     for file in files:
         name = os.path.relpath(file, base)
         try:
-            plans.append(_rows(name, *_look(file, columns, roles)))
+            records, converter, keys = _look(file, columns, roles)
+            plans.append(_rows(name, records, converter))
+            if seen is not None:
+                seen.update(keys)
         except FileRejected as bad:
             if not skip_bad_files:
                 raise
@@ -105,7 +110,7 @@ def _unsupported() -> str:
 
 def _look(
     path: Path, columns: Columns, roles: Mapping[str, str] | None
-) -> tuple[Callable[[], Iterator[Record]], Converter]:
+) -> tuple[Callable[[], Iterator[Record]], Converter, Collection[str]]:
     """A first pass: which columns are there, and is the file sound to its end."""
     kind = _suffix(path)
     records = partial(KINDS[kind], path)
@@ -129,7 +134,7 @@ def _look(
         raise FileRejected(path, bad.reason, bad.detail) from bad
     if kind == ".parquet":
         _check_types(path, schema, converter)
-    return records, converter
+    return records, converter, keys
 
 
 def _rows(
