@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.pytorch_utils import Conv1D
 
-from bpo_data.gradients.engine import ResponseGradients, batches
+from bpo_data.gradients.engine import ResponseGradients
+from bpo_data.gradients.packing import padded_batches
 from bpo_data.gradients.pairs import pair_gradients
 from bpo_data.gradients.projection import Sketch, layer_signs
 
@@ -65,13 +66,16 @@ def llama() -> Any:
 
 
 def sequences(count: int = 9) -> tuple[list[list[int]], list[list[int]]]:
-    """Prompts of 1 to 19 tokens and responses of 1 to 12."""
+    """Prompts of 1 to 19 tokens, one to four times each, and responses of 1 to 12."""
     generator = np.random.default_rng(5)
     sides = []
     for longest in (19, 12):
         lengths = generator.integers(1, longest + 1, count)
         sides.append([generator.integers(0, VOCABULARY, size).tolist() for size in lengths])
-    return sides[0], sides[1]
+    prompts, responses = sides
+    shared = [prompts[n] for n in (0, 1, 0, 2, 3, 3, 3, 4, 3)]
+    shared[3] = shared[3][:1]  # nothing to share: its one token predicts the response
+    return (shared * count)[:count], responses
 
 
 def by_autograd(
@@ -171,7 +175,7 @@ def test_the_same_call_gives_the_same_bytes(llama):
     tokens=st.integers(1, 500),
 )
 def test_batches_hold_every_row_once_within_the_budget(lengths, tokens):
-    made = batches(lengths, tokens)
+    made = padded_batches(range(len(lengths)), lengths, tokens)
     assert sorted(row for batch in made for row in batch) == list(range(len(lengths)))
     for batch in made:
         longest = max(lengths[row] for row in batch)

@@ -1,4 +1,4 @@
-"""Which layers are measured, and the hooks that sum their projected gradients.
+"""Which layers are measured, and the taps that sum their projected gradients.
 
 For a linear layer with input ``a_t`` and output gradient ``d_t`` the weight gradient of a sequence
 is ``sum_t d_t a_t^T``. Its projection ``sum_t (L d_t)(R a_t)^T`` needs only the two projected
@@ -9,67 +9,114 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 from transformers.pytorch_utils import Conv1D
 
+from bpo_data.gradients import experts
 from bpo_data.gradients.projection import layer_signs
 
 
 @dataclass
 class Layer:
-    """A linear layer whose weight gradient (outputs x inputs) is measured."""
+    """A linear layer, or a stack of them (experts), whose weight gradient is measured."""
 
     name: str
     module: nn.Module
     outputs: int
     inputs: int
-    is_head: bool
+    is_head: bool = False
+    side: str = ""
+    """Of a stack of experts: which of its two products."""
+
+    experts: int = 1
+    """Weight matrices in the stack."""
 
 
 def linear_layers(model: nn.Module, head: nn.Module, layers: str) -> list[Layer]:
     """The layers that ``layers`` picks, sorted by name.
 
-    ``blocks`` is every linear layer but the output head, ``all`` is the head too, anything else a
-    regular expression searched for in the layer's name. Names are those of the bare model: what
-    PEFT or torch.compile wrap around it is taken off, so wrapping changes no number. Of an adapted
-    layer (LoRA) the full base weight is measured, at the adapter's present state; the adapter's
-    own matrices are left out. Embeddings, norms and biases are never part of a gradient.
+    ``blocks`` is every linear layer but the output head, ``last:n`` those of the last n blocks,
+    ``all`` is the head too, anything else a regular expression searched for in the layer's name.
+    Names are those of the bare model: what PEFT or torch.compile wrap around it is taken off, so
+    wrapping changes no number. Of an adapted layer (LoRA) the full base weight is measured, at the
+    adapter's present state; the adapter's own matrices are left out. Embeddings, norms and biases
+    are never part of a gradient.
 
-    Raises ValueError naming a picked module that holds a weight matrix and is neither ``nn.Linear``
-    (or a subclass, such as 4-bit ones) nor the ``Conv1D`` of transformers, and when nothing is
-    picked.
+    Measured are ``nn.Linear`` and whatever else names its ``in_features`` and ``out_features``
+    (quantised layers), the ``Conv1D`` of transformers, and of a mixture of experts the router and
+    the stacked weights. Raises ValueError naming a picked module that holds any other matrix, and
+    when nothing is picked.
     """
     in_head = set(head.modules())
+    modules = list(_bare_modules(model))
+    pick = _picker(layers, [name for name, _ in modules])
     found = []
-    for name, module in _bare_modules(model):
-        is_head = module in in_head
-        if not _picked(name, is_head, layers):
-            continue
-        if isinstance(module, Conv1D):
-            found.append(Layer(name, module, module.nf, module.nx, is_head))
-        elif isinstance(module, nn.Linear):
-            sizes = module.out_features, module.in_features
-            found.append(Layer(name, module, *sizes, is_head))
-        elif _holds_a_matrix(module):
-            raise ValueError(
-                f"{name} ({type(module).__name__}) holds weights of its own and is no linear layer,"
-                " so its gradient cannot be measured. Give `layers` a regular expression that"
-                " leaves it out, such as 'self_attn'."
-            )
+    for name, module in modules:
+        if pick(name, module in in_head):
+            found += _layers_of(name, module, module in in_head)
     if not found:
         raise ValueError(f"layers={layers!r} picks no linear layer of {type(model).__name__}.")
     return sorted(found, key=lambda layer: layer.name)
 
 
-def _picked(name: str, is_head: bool, layers: str) -> bool:
+def _layers_of(name: str, module: nn.Module, is_head: bool) -> list[Layer]:
+    sizes = _linear_sizes(module)
+    if sizes is not None:
+        return [Layer(name, module, *sizes, is_head)]
+    if experts.is_router(module):
+        return [Layer(name, module, *_shape(module.weight))]
+    if experts.is_stack(module):
+        return [
+            Layer(f"{name}.{weight}", module, outputs, inputs, False, side, count)
+            for side, weight, outputs, inputs, count in experts.parts(module)
+        ]
+    if _holds_a_matrix(module):
+        raise ValueError(
+            f"{name} ({type(module).__name__}) holds weights of its own and is no linear layer,"
+            " so its gradient cannot be measured. Give `layers` a regular expression that"
+            " leaves it out, such as 'self_attn'."
+        )
+    return []
+
+
+def _shape(weight: Any) -> tuple[int, int]:
+    outputs, inputs = weight.shape
+    return outputs, inputs
+
+
+def _linear_sizes(module: nn.Module) -> tuple[int, int] | None:
+    """(outputs, inputs) of a linear layer of any make; None for anything else."""
+    if isinstance(module, Conv1D):
+        return module.nf, module.nx
+    sizes = getattr(module, "out_features", None), getattr(module, "in_features", None)
+    if isinstance(sizes[0], int) and isinstance(sizes[1], int):
+        return sizes[0], sizes[1]
+    return None
+
+
+def _picker(layers: str, names: list[str]) -> Callable[[str, bool], bool]:
+    """Whether a name (and whether it is of the output head) is picked by ``layers``."""
     if layers == "all":
-        return True
-    return not is_head if layers == "blocks" else re.search(layers, name) is not None
+        return lambda name, is_head: True
+    if layers == "blocks":
+        return lambda name, is_head: not is_head
+    last = re.fullmatch(r"last:(\d+)", layers)
+    if last is None:
+        return lambda name, is_head: re.search(layers, name) is not None
+    blocks = {int(found[1]) for name in names if (found := _BLOCK.search(name))}
+    kept = set(sorted(blocks)[len(blocks) - int(last[1]) :] if int(last[1]) else ())
+    return lambda name, is_head: (
+        not is_head and (found := _BLOCK.search(name)) is not None and int(found[1]) in kept
+    )
+
+
+_BLOCK = re.compile(r"\.(\d+)\.")
 
 
 def _bare_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -80,84 +127,196 @@ def _bare_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(base, nn.Module):
             adapters |= {module, *module.modules()} - set(base.modules())
         if module not in adapters:
-            bare = name.replace("_orig_mod.", "").removeprefix("base_model.model.")
+            bare = name.replace("_orig_mod.", "")
             yield re.sub(r"\.base_layer\b", "", bare), module
 
 
 def _holds_a_matrix(module: nn.Module) -> bool:
-    own = module.parameters(recurse=False)
-    return not isinstance(module, nn.Embedding) and any(weight.ndim > 1 for weight in own)
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    trained = any(isinstance(weight, nn.Parameter) and weight.ndim > 1 for weight in own)
+    quantised = any("weight" in name for name, _ in module.named_buffers(recurse=False))
+    return not isinstance(module, nn.Embedding) and (trained or quantised)
 
 
 class Capture:
-    """Hooks that add up ``sum_t (L d_t)(R a_t)^T`` for every sequence and layer of a batch."""
+    """Taps that add up ``sum_t (L d_t)(R a_t)^T`` for every segment of a batch and every layer."""
 
     def __init__(self, layers: list[Layer], rank: int, seed: int) -> None:
         self.layers = layers
         self.rank = rank
-        self.sums = torch.empty(0)
-        """(sequences, layers, rank, rank) float32, filled by a backward pass after ``begin``."""
-        self._signs = [
-            layer_signs(seed, layer.name, layer.outputs, layer.inputs, rank) for layer in layers
-        ]
+        self.copy = False
+        """Give the model a copy of each output, since it changes some of them in place."""
+
+        self._sides = [_sides(layer, rank, seed) for layer in layers]
+        self._numbers = {(layer.module, layer.side): n for n, layer in enumerate(layers)}
+        self._grid = self._head_grid = torch.empty(0)
+        self._tokens = self._head_tokens = 0
+        self._sinks: list[torch.Tensor] = []
+        self.head = next((n for n, layer in enumerate(layers) if layer.is_head), None)
 
     @contextmanager
-    def hooks(self) -> Iterator[None]:
-        """The hooks are on the model inside the block and gone after it, whatever happens."""
-        handles = []
-        try:
-            for number, layer in enumerate(self.layers):
-                handles.append(layer.module.register_forward_hook(self._hook(number, layer)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            self.sums = torch.empty(0)
+    def hooks(self, model: Any) -> Iterator[None]:
+        """The taps are on the model inside the block and gone after it, whatever happens."""
+        with ExitStack() as stack:
+            for layer in self.layers:
+                if layer.side:
+                    continue
+                if experts.is_router(layer.module):
+                    stack.enter_context(experts.router_tapped(layer.module, self._tap))
+                else:
+                    stack.callback(layer.module.register_forward_hook(self._after).remove)
+            if any(layer.side for layer in self.layers):
+                stack.enter_context(experts.tapped(model, self._tap_experts))
+            try:
+                yield
+            finally:
+                self._sinks = []
 
-    def begin(self, tokens: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor) -> None:
-        """Forget the last batch: ``tokens`` is the next one, (sequences, length).
+    def begin(self, grid: torch.Tensor, tokens: int) -> list[torch.Tensor]:
+        """New sums for a sequence of ``tokens`` tokens: a (segments, rank, rank) float32 for each
+        layer, whose gradient a backward pass is to give.
 
-        The output head sees only the tokens at (``rows``, ``positions``), as (1, count, width).
+        ``grid`` (segments, longest) tells where each segment's tokens lie, and is ``tokens`` past
+        its end.
         """
-        shape = (len(tokens), len(self.layers), self.rank, self.rank)
-        self.sums = torch.zeros(shape, device=tokens.device)
-        self._length = tokens.shape[1]
-        self._rows, self._positions = rows, positions
+        self._grid, self._tokens = grid, tokens
+        shape = (len(grid), self.rank, self.rank)
+        self._sinks = [
+            torch.zeros(shape, device=_device(layer.module), requires_grad=True)
+            for layer in self.layers
+        ]
+        return list(self._sinks)
 
-    def _hook(self, number: int, layer: Layer) -> Callable[..., torch.Tensor]:
-        def after_forward(module: nn.Module, args: tuple[Any, ...], out: Any) -> torch.Tensor:
-            left, right = (side.to(args[0]) for side in self._signs[number])
-            self._signs[number] = left, right
-            inputs = self._by_sequence(layer, args[0].detach() @ right)
-            if not out.requires_grad:
-                # The first layer measured: nothing below it needs a gradient. The copy is for
-                # models that change the output in place, which a leaf does not allow.
-                out = out.requires_grad_(True).clone()
+    def begin_head(self, grid: torch.Tensor, chunk: slice) -> torch.Tensor | None:
+        """As ``begin`` for the tokens in ``chunk``, which the output head sees next.
 
-            def after_backward(gradient: torch.Tensor) -> None:
-                outputs = self._by_sequence(layer, gradient @ left)
-                product = torch.bmm(outputs.transpose(1, 2), inputs)
-                self.sums[:, number] += product.to(self.sums.device)
+        ``grid`` is that of all tokens it is to see. None where the head is not measured.
+        """
+        if self.head is None:
+            return None
+        size = chunk.stop - chunk.start
+        within = (grid >= chunk.start) & (grid < chunk.stop)
+        self._head_grid = torch.where(within, grid - chunk.start, size)
+        self._head_tokens = size
+        self._sinks[self.head] = torch.zeros_like(self._sinks[self.head], requires_grad=True)
+        return self._sinks[self.head]
 
-            out.register_hook(after_backward)
-            return out
+    def _after(self, module: nn.Module, args: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor:
+        return self._tap(module, args[0], out)
 
-        return after_forward
-
-    def _by_sequence(self, layer: Layer, projected: torch.Tensor) -> torch.Tensor:
-        """Projected tokens as the layer saw them -> (sequences, tokens, rank) float32."""
-        sequences = len(self.sums)
-        projected = projected.float()
+    def _tap(self, module: nn.Module, inputs: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        number = self._numbers[module, ""]
+        layer = self.layers[number]
+        grid, tokens = self._grid, self._tokens
         if layer.is_head:
-            spread = projected.new_zeros(sequences, self._length, self.rank)
-            place = self._rows.to(spread.device), self._positions.to(spread.device)
-            spread[place] = projected.view(-1, self.rank)
-            return spread
-        whole = projected.shape[0] == sequences and projected.ndim == 3
-        if not whole and projected.numel() != sequences * self._length * self.rank:
+            grid, tokens = self._head_grid, self._head_tokens
+        flat = inputs.detach().reshape(-1, layer.inputs)
+        if len(flat) != tokens:
             raise ValueError(
-                f"{layer.name} sees a selection of the tokens (shape {tuple(projected.shape[:-1])}"
-                f" of {sequences} x {self._length}), as an expert does, so they cannot be told"
-                " apart by sequence. Give `layers` a regular expression that leaves it out."
+                f"{layer.name} sees a selection of the tokens ({len(flat)} of {tokens}), as an"
+                " expert does, so they cannot be told apart by sequence. Give `layers` a regular"
+                " expression that leaves it out."
             )
-        return projected.reshape(sequences, -1, self.rank)
+        left, right = self._signs(number, flat)
+        rows = _by_segment((flat @ right).float(), grid.to(flat.device))
+        out = _Tap.apply(out, rows, left, grid.to(flat.device), self._sinks[number])
+        return out.clone() if self.copy else out
+
+    def _tap_experts(
+        self,
+        module: nn.Module,
+        side: str,
+        inputs: torch.Tensor,
+        out: torch.Tensor,
+        place: torch.Tensor,
+    ) -> torch.Tensor:
+        number = self._numbers.get((module, side))
+        if number is None:
+            return out
+        left, right = self._signs(number, inputs)
+        choices = len(place) // self._tokens
+        # Every choice of a token is a token of its own; past the end stays past the end.
+        spread = torch.arange(choices, device=place.device)
+        grid = (self._grid.to(place.device)[..., None] * choices + spread).flatten(1)
+        grid = grid.clamp(max=len(place))
+        back = place[:, 1].argsort()
+        projected = (inputs.detach() @ right).float()[back]
+        rows = _by_segment(projected, grid)
+        return _ExpertsTap.apply(out, rows, left, grid, place, back, self._sinks[number])
+
+    def _signs(self, number: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        left, right = (side.to(like) for side in self._sides[number])
+        self._sides[number] = left, right
+        return left, right
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(iter([*module.parameters(), *module.buffers()])).device
+
+
+def _sides(layer: Layer, rank: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(outputs, rank) and (inputs, rank) signs; a stack has (experts, outputs, rank) of the first.
+
+    Experts share the signs of their inputs: with independent ones for their outputs, the sum of
+    their projections still has the inner products of the whole stack on average.
+    """
+    left, right = layer_signs(seed, layer.name, layer.experts * layer.outputs, layer.inputs, rank)
+    return (left.view(layer.experts, layer.outputs, rank) if layer.side else left), right
+
+
+def _by_segment(tokens: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """(tokens, rank) -> (segments, longest, rank), zeros past a segment's end.
+
+    Zeros and not another segment's numbers: times zero those could still be NaN.
+    """
+    return pad(tokens, (0, 0, 0, 1))[grid]
+
+
+class _Tap(torch.autograd.Function):
+    """Hands the output on; in the backward pass leaves the projected weight gradient in a sink."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        out: torch.Tensor,
+        inputs: torch.Tensor,
+        left: torch.Tensor,
+        grid: torch.Tensor,
+        sink: torch.Tensor,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(inputs, left, grid)
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        inputs, left, grid = ctx.saved_tensors
+        projected = (gradient.reshape(-1, left.shape[0]) @ left).float()
+        outputs = _by_segment(projected, grid)
+        return gradient, None, None, None, torch.bmm(outputs.transpose(1, 2), inputs)
+
+
+class _ExpertsTap(torch.autograd.Function):
+    """The same where each row of the output is another expert's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        out: torch.Tensor,
+        inputs: torch.Tensor,
+        left: torch.Tensor,
+        grid: torch.Tensor,
+        place: torch.Tensor,
+        back: torch.Tensor,
+        sink: torch.Tensor,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(inputs, left, grid, place, back)
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        inputs, left, grid, place, back = ctx.saved_tensors
+        counts = torch.bincount(place[:, 0], minlength=len(left)).tolist()
+        parts = [some @ left[n] for n, some in enumerate(gradient.split(counts)) if len(some)]
+        outputs = _by_segment(torch.cat(parts).float()[back], grid)
+        sums = torch.bmm(outputs.transpose(1, 2), inputs)
+        return gradient, None, None, None, None, None, sums

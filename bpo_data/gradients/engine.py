@@ -1,24 +1,30 @@
 """One projected gradient of ``log pi(response | prompt)`` for every response.
 
-A batch costs one forward pass and a backward pass of the activations alone. Sequences are padded on
-the right, where a causal model cannot look, so no attention mask is needed and padding changes
-nothing; the output head sees completion positions only.
+A batch costs one forward pass and backward passes of the activations alone. Responses to one prompt
+share its tokens: the prompt runs forward once, and each response's gradient goes back through it on
+its own, from the top layer's keys and values down.
 """
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from bpo_data.gradients import attention
 from bpo_data.gradients.capture import Capture, linear_layers
+from bpo_data.gradients.head import Head
+from bpo_data.gradients.packing import Flat, Packed, Padded, batches, groups, padded_batches
 from bpo_data.gradients.projection import Sketch
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,12 @@ class ResponseGradients:
 
     The model keeps its device and dtype; projected sums are float32. It is untouched outside
     ``of``: hooks, ``requires_grad`` and train mode are as before, whatever happens inside, and no
-    weight ever gets a ``.grad``. ``batch_tokens`` bounds a padded batch; another value changes the
-    last bits of a row and no more.
+    weight ever gets a ``.grad``. ``batch_tokens`` bounds a batch; another value changes the last
+    bits of a row and no more.
+
+    ``share`` says whether responses to one prompt share its tokens; None tries it on a few tokens
+    and, where the model's attention cannot do it, pads whole sequences instead. ``self.shares``
+    says which it is.
     """
 
     def __init__(
@@ -63,112 +73,229 @@ class ResponseGradients:
         seed: int,
         layers: str = "blocks",
         batch_tokens: int = 4096,
+        share: bool | None = None,
     ) -> None:
         if rank < 1 or dim < 1:
             raise ValueError(f"rank={rank}, dim={dim}: both must be at least 1")
-        self.model = model
         head = model.get_output_embeddings()
         if head is None:
             raise ValueError(f"{type(model).__name__} has no output head: not a language model")
-        self._head: nn.Module = head
-        chosen = linear_layers(model, head, layers)
+        self.model = _bare(model)
+        chosen = linear_layers(self.model, head, layers)
         self._capture = Capture(chosen, rank, seed)
         self._sketch = Sketch(len(chosen) * rank * rank, dim, seed)
+        self._head = Head(self.model)
         self.dim = self._sketch.dim
         self.layers = tuple(layer.name for layer in chosen)
         self.batch_tokens = batch_tokens
+        self._depth: int | None = None
+        """Attention layers that a forward pass meets."""
+
+        self.shares = self._try_out() if share is None else share
 
     def of(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Measured:
         """Token ids of n prompts and of their responses (end token included) -> n rows.
 
-        A prompt's ids and a response's ids, one after the other, are what the model reads. Neither
-        may be empty: ValueError names the first that is. A row that comes out as NaN or infinity is
-        returned as it is, with ``finite`` False, and does not touch the others.
+        A prompt's ids and a response's ids, one after the other, are what the model reads; rows
+        with equal prompts share their computation. Neither may be empty: ValueError names the first
+        that is. A row that comes out as NaN or infinity is returned as it is, with ``finite``
+        False, and does not touch the others. When memory runs out, ``batch_tokens`` is halved for
+        good and the work goes on, until a single row does not fit.
         """
-        for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            if not len(prompt) or not len(response):
-                side = "response" if len(prompt) else "prompt"
-                raise ValueError(f"{side} {number} has no tokens")
-        count = len(prompts)
-        gradient = np.zeros((count, self.dim), np.float32)
-        log_prob = np.zeros(count, np.float32)
+        _check(prompts, responses)
+        gradient = np.zeros((len(prompts), self.dim), np.float32)
+        log_prob = np.zeros(len(prompts), np.float32)
+        with torch.enable_grad(), _frozen(self.model), self._capture.hooks(self.model):
+            for rows, sums, found in self._all(prompts, responses):
+                gradient[rows] = self._sketch(sums.flatten(1) / self._capture.rank).cpu().numpy()
+                log_prob[rows] = found.cpu().numpy()
         tokens = np.array([len(response) for response in responses], np.int32)
-        lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
-        with torch.enable_grad(), _frozen(self.model), self._capture.hooks():
-            for batch in batches(lengths, self.batch_tokens):
-                gradient[batch], log_prob[batch] = self._measure(
-                    [prompts[i] for i in batch], [responses[i] for i in batch]
-                )
         finite = np.isfinite(gradient).all(axis=1) & np.isfinite(log_prob)
         return Measured(gradient, log_prob, tokens, finite)
 
-    def _measure(
-        self, prompts: list[Sequence[int]], responses: list[Sequence[int]]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """One batch: (rows, dim) gradients and (rows,) log-probabilities."""
-        batch = _Batch.of(prompts, responses, self.model.device)
-        self._capture.begin(batch.tokens, batch.rows, batch.positions)
-        with _only(self._head, batch.rows, batch.positions):
-            logits = self.model(input_ids=batch.tokens, use_cache=False).logits[0]
-        targets = batch.targets.to(logits.device)
-        log_probs = -nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-        log_probs.sum().backward()
-        # Summed in a padded table: adding at indices is not deterministic on a GPU.
-        table = torch.zeros(batch.tokens.shape, device=logits.device)
-        table[batch.rows.to(table.device), batch.positions.to(table.device)] = log_probs.detach()
-        sums = self._capture.sums.flatten(1) / self._capture.rank
-        return self._sketch(sums).cpu().numpy(), table.sum(1).cpu().numpy()
+    def _all(
+        self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+        """Batch by batch: row numbers, (rows, layers, rank, rank) sums and log-probabilities."""
+        left = set(range(len(prompts)))
+        while left:
+            for batch in self._batches(sorted(left), prompts, responses):
+                found = self._within_memory(batch)
+                if found is None:
+                    break
+                left -= set(batch.rows)
+                yield list(batch.rows), *found
 
-
-def batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Split rows of these lengths into batches of like length, longest first.
-
-    A batch's longest row times its number of rows stays within ``tokens``; a row longer than that
-    is a batch of its own. Equal lengths keep their order, every row is in one batch.
-    """
-    made: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if made and lengths[made[-1][0]] * (len(made[-1]) + 1) <= tokens:
-            made[-1].append(row)
+    def _batches(
+        self,
+        rows: list[int],
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+    ) -> Iterator[Packed | Padded]:
+        device = self.model.device
+        if self.shares:
+            made = groups(rows, prompts, responses, self.batch_tokens)
+            for batch in batches(made, self.batch_tokens):
+                yield Packed.of(batch, prompts, responses, device)
         else:
-            made.append([row])
-    return made
+            lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
+            for some in padded_batches(rows, lengths, self.batch_tokens):
+                yield Padded.of(some, prompts, responses, device)
+
+    def _within_memory(self, batch: Packed | Padded) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The batch's sums and log-probabilities; None with a smaller ``batch_tokens`` if it did
+        not fit."""
+        try:
+            return self._measure(batch)
+        except torch.OutOfMemoryError:
+            if len(batch.rows) == 1:
+                raise
+        # Outside the handler, where the traceback no longer holds the batch's tensors.
+        torch.cuda.empty_cache()
+        self.batch_tokens = max(1, self.batch_tokens // 2)
+        log.warning(
+            "a batch of gradients did not fit in memory: batch_tokens is %d from here on",
+            self.batch_tokens,
+        )
+        return None
+
+    def _measure(self, batch: Packed | Padded) -> tuple[torch.Tensor, torch.Tensor]:
+        """(rows, layers, rank, rank) sums and (rows,) log-probabilities."""
+        if isinstance(batch, Packed):
+            sums, log_probs = self._shared(batch)
+        else:
+            sums, log_probs = self._padded(batch)
+        # Summed in a padded table: adding at indices is not deterministic on a GPU.
+        by_row = nn.functional.pad(log_probs, (0, 1))[batch.own_grid.to(log_probs.device)]
+        return sums, by_row.sum(1)
+
+    def _shared(self, batch: Packed) -> tuple[torch.Tensor, torch.Tensor]:
+        prompts, prompt_sinks = None, []
+        if batch.shared is not None:
+            prompts = attention.Call(batch.shared.tiles, last=self._depth)
+            prompt_sinks = self._capture.begin(batch.shared.grid, batch.shared.tokens.shape[1])
+            self._decode(batch.shared, prompts)
+        own = attention.Call(batch.own.tiles, prompts, len(batch.passes))
+        sinks = self._capture.begin(batch.own.grid, batch.own.tokens.shape[1])
+        hidden = self._decode(batch.own, own)
+        assert hidden is not None
+        self._depth = own.layer
+        log_probs, slope, on_head = self._through_head(hidden[0], batch.targets, batch.own_grid)
+        sums = _sums([hidden], [slope[None]], sinks)
+        if prompts is not None:
+            for turn, (segments, rows) in enumerate(batch.passes):
+                upstream = prompts.upstream(own, turn)
+                more = turn < len(batch.passes) - 1
+                sums[rows] += _sums(*upstream, prompt_sinks, more)[segments]
+        return self._with_head(sums, on_head), log_probs
+
+    def _decode(self, flat: Flat, call: attention.Call) -> torch.Tensor | None:
+        """(1, tokens, width) hidden states; None once the call has met its last layer."""
+        with attention.running(self.model, call):
+            try:
+                found = self._head.decoder(
+                    input_ids=flat.tokens, position_ids=flat.positions, use_cache=False
+                )
+            except attention.Enough:
+                return None
+        return found.last_hidden_state
+
+    def _padded(self, batch: Padded) -> tuple[torch.Tensor, torch.Tensor]:
+        sinks = self._capture.begin(batch.grid, batch.tokens.numel())
+        hidden = self._head.decoder(input_ids=batch.tokens, use_cache=False).last_hidden_state
+        flat = hidden.flatten(0, 1)
+        place = batch.place.to(flat.device)
+        log_probs, slope, on_head = self._through_head(flat[place], batch.targets, batch.own_grid)
+        whole = torch.zeros_like(flat).index_copy_(0, place, slope)
+        return self._with_head(_sums([flat], [whole], sinks), on_head), log_probs
+
+    def _through_head(
+        self, hidden: torch.Tensor, targets: torch.Tensor, grid: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """(tokens, width) hidden states -> (tokens,) log-probabilities, their slope on the hidden
+        states, and where the head is measured its own (rows, rank, rank) sums."""
+        parts, slopes, on_head = [], [], None
+        for chunk in self._head.chunks(len(targets)):
+            sink = self._capture.begin_head(grid, chunk)
+            found, slope, own = self._head.log_probs(hidden[chunk], targets[chunk], sink)
+            parts.append(found)
+            slopes.append(slope)
+            if own is not None:
+                on_head = own if on_head is None else on_head + own
+        return torch.cat(parts), torch.cat(slopes), on_head
+
+    def _with_head(self, sums: torch.Tensor, on_head: torch.Tensor | None) -> torch.Tensor:
+        if on_head is not None:
+            sums[:, self._capture.head] += on_head.to(sums.device)
+        return sums
+
+    def _try_out(self) -> bool:
+        """Whether sharing a prompt gives the numbers of whole sequences, on a few tokens."""
+        size = min(1000, self._head.vocabulary)
+        draw = np.random.default_rng(0).integers(0, size, (2, 12)).tolist()
+        prompts = [draw[0][:4], draw[1][:3], draw[0][:4]]
+        responses = [draw[0][4:7], draw[0][7:9], draw[1][4:9]]
+        with torch.enable_grad(), _frozen(self.model), self._capture.hooks(self.model):
+            whole = Padded.of(range(3), prompts, responses, self.model.device)
+            try:
+                expected = self._measure(whole)
+            except RuntimeError as error:
+                if "inplace" not in str(error):
+                    raise
+                self._capture.copy = True
+                expected = self._measure(whole)
+            if not _takes_positions(self._head.decoder):
+                return False
+            try:
+                packed = Packed.of(groups(range(3), prompts, responses, 100), prompts, responses, self.model.device)
+                found = self._measure(packed)
+            except attention.CannotShare:
+                return False
+        order = [whole.rows.index(row) for row in packed.rows]
+        close = 1e-3 if self.model.dtype == torch.float32 else 0.1
+        return all(
+            bool((have - want[order]).norm() <= close * want.norm())
+            for have, want in zip(found, expected, strict=True)
+        )
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Sequences padded on the right, without their last token, which predicts nothing."""
+def _check(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> None:
+    for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        if not len(prompt) or not len(response):
+            side = "response" if len(prompt) else "prompt"
+            raise ValueError(f"{side} {number} has no tokens")
 
-    tokens: torch.Tensor
-    """(sequences, length) int64."""
 
-    rows: torch.Tensor
-    """(count,) int64: the sequence of each response token of the batch ..."""
+def _sums(
+    outputs: list[torch.Tensor],
+    slopes: list[torch.Tensor],
+    sinks: list[torch.Tensor],
+    again: bool = False,
+) -> torch.Tensor:
+    """(segments, layers, rank, rank) float32: what a backward pass leaves in the sinks."""
+    found: Sequence[torch.Tensor | None] = [None] * len(sinks)
+    if outputs and outputs[0].requires_grad:
+        found = torch.autograd.grad(outputs, sinks, slopes, retain_graph=again, allow_unused=True)
+    device = outputs[0].device if outputs else sinks[0].device
+    parts = [
+        (torch.zeros_like(sink) if part is None else part).to(device)
+        for part, sink in zip(found, sinks, strict=True)
+    ]
+    return torch.stack(parts, 1)
 
-    positions: torch.Tensor
-    """(count,) int64: ... and the position that predicts it."""
 
-    targets: torch.Tensor
-    """(count,) int64: the response tokens themselves."""
+def _bare(model: PreTrainedModel) -> PreTrainedModel:
+    """Without PEFT's and torch.compile's wrappers; adapters stay inside."""
+    model = getattr(model, "_orig_mod", model)
+    if not hasattr(model, "get_base_model"):
+        return model
+    if getattr(model.active_peft_config, "is_prompt_learning", False):
+        raise ValueError("prompt-learning adapters put tokens of their own before the prompt")
+    return model.get_base_model()
 
-    @classmethod
-    def of(
-        cls,
-        prompts: list[Sequence[int]],
-        responses: list[Sequence[int]],
-        device: torch.device,
-    ) -> _Batch:
-        length = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True)) - 1
-        tokens = np.zeros((len(prompts), length), np.int64)
-        rows, positions, targets = [], [], []
-        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            ids = [*prompt, *response]
-            tokens[row, : len(ids) - 1] = ids[:-1]
-            rows.append(np.full(len(response), row))
-            positions.append(np.arange(len(prompt) - 1, len(ids) - 1))
-            targets.append(np.asarray(response))
-        flat = (np.concatenate(parts) for parts in (rows, positions, targets))
-        return cls(*(torch.from_numpy(part).to(device) for part in (tokens, *flat)))
+
+def _takes_positions(decoder: nn.Module) -> bool:
+    return "position_ids" in inspect.signature(decoder.forward).parameters
 
 
 @contextmanager
@@ -186,22 +313,3 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             weight.requires_grad_(True)
         for module in training:
             module.training = True
-
-
-@contextmanager
-def _only(head: nn.Module, rows: torch.Tensor, positions: torch.Tensor) -> Iterator[None]:
-    """The output head sees the tokens at (rows, positions) alone, as a batch of one sequence.
-
-    What the model does to its logits afterwards (scaling, soft-capping) acts on each number, so it
-    stays in force. The usual ``logits_to_keep`` would keep as many as the longest response for all.
-    """
-
-    def select(module: nn.Module, args: tuple[Any, ...]) -> tuple[torch.Tensor]:
-        place = rows.to(args[0].device), positions.to(args[0].device)
-        return (args[0][place][None],)
-
-    handle = head.register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
