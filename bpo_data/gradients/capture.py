@@ -8,7 +8,7 @@ vectors of each token, so the weight gradient itself is never formed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -138,39 +138,67 @@ def _holds_a_matrix(module: nn.Module) -> bool:
     return not isinstance(module, nn.Embedding) and (trained or quantised)
 
 
-class Capture:
-    """Taps that add up ``sum_t (L d_t)(R a_t)^T`` for every segment of a batch and every layer."""
+@dataclass(eq=False)
+class Port:
+    """What a layer's tap has to know of the sequence that runs through it.
 
-    def __init__(self, layers: list[Layer], rank: int, seed: int) -> None:
+    It hangs on the module as an attribute: torch.compile then takes its tensors as inputs and
+    compiles one graph for all blocks.
+    """
+
+    layer: Layer
+    left: torch.Tensor
+    right: torch.Tensor
+    scale: torch.Tensor | None
+    grid: torch.Tensor
+    tokens: int
+    sink: torch.Tensor
+    copy: bool = False
+
+
+class Capture:
+    """Taps that add up ``sum_t (L d_t)(R a_t)^T`` for every segment of a batch and every layer.
+
+    ``scales`` has for layers' names what to multiply their weight gradients with, number by number:
+    (outputs, inputs). Such a gradient has to be formed, one segment and layer at a time.
+    """
+
+    def __init__(
+        self, layers: list[Layer], rank: int, seed: int, scales: Mapping[str, torch.Tensor] | None
+    ) -> None:
         self.layers = layers
         self.rank = rank
-        self.copy = False
-        """Give the model a copy of each output, since it changes some of them in place."""
-
-        self._sides = [_sides(layer, rank, seed) for layer in layers]
-        self._numbers = {(layer.module, layer.side): n for n, layer in enumerate(layers)}
-        self._grid = self._head_grid = torch.empty(0)
-        self._tokens = self._head_tokens = 0
-        self._sinks: list[torch.Tensor] = []
+        self.ports = [_port(layer, rank, seed, scales) for layer in layers]
         self.head = next((n for n, layer in enumerate(layers) if layer.is_head), None)
 
     @contextmanager
     def hooks(self, model: Any) -> Iterator[None]:
         """The taps are on the model inside the block and gone after it, whatever happens."""
+        stacked = [port for port in self.ports if port.layer.side]
         with ExitStack() as stack:
-            for layer in self.layers:
-                if layer.side:
+            for port in self.ports:
+                module = port.layer.module
+                name = f"{PORT}{port.layer.side}"
+                setattr(module, name, port)
+                stack.callback(delattr, module, name)
+                if port.layer.side:
                     continue
-                if experts.is_router(layer.module):
-                    stack.enter_context(experts.router_tapped(layer.module, self._tap))
+                if experts.is_router(module):
+                    stack.enter_context(experts.router_tapped(module, _tap))
                 else:
-                    stack.callback(layer.module.register_forward_hook(self._after).remove)
-            if any(layer.side for layer in self.layers):
-                stack.enter_context(experts.tapped(model, self._tap_experts))
+                    stack.callback(module.register_forward_hook(_after).remove)
+            if stacked:
+                stack.enter_context(experts.tapped(model, _tap_experts))
             try:
                 yield
             finally:
-                self._sinks = []
+                for port in self.ports:
+                    port.sink = port.grid = torch.empty(0)
+
+    def copy_outputs(self) -> None:
+        """Give the model a copy of each output, since it changes some of them in place."""
+        for port in self.ports:
+            port.copy = True
 
     def begin(self, grid: torch.Tensor, tokens: int) -> list[torch.Tensor]:
         """New sums for a sequence of ``tokens`` tokens: a (segments, rank, rank) float32 for each
@@ -179,13 +207,12 @@ class Capture:
         ``grid`` (segments, longest) tells where each segment's tokens lie, and is ``tokens`` past
         its end.
         """
-        self._grid, self._tokens = grid, tokens
-        shape = (len(grid), self.rank, self.rank)
-        self._sinks = [
-            torch.zeros(shape, device=_device(layer.module), requires_grad=True)
-            for layer in self.layers
-        ]
-        return list(self._sinks)
+        for port in self.ports:
+            device = _device(port.layer.module)
+            shape = (len(grid), self.rank, self.rank)
+            port.sink = torch.zeros(shape, device=device, requires_grad=True)
+            port.grid, port.tokens = grid.to(device), tokens
+        return [port.sink for port in self.ports]
 
     def begin_head(self, grid: torch.Tensor, chunk: slice) -> torch.Tensor | None:
         """As ``begin`` for the tokens in ``chunk``, which the output head sees next.
@@ -194,74 +221,101 @@ class Capture:
         """
         if self.head is None:
             return None
-        size = chunk.stop - chunk.start
+        port = self.ports[self.head]
+        port.tokens = chunk.stop - chunk.start
         within = (grid >= chunk.start) & (grid < chunk.stop)
-        self._head_grid = torch.where(within, grid - chunk.start, size)
-        self._head_tokens = size
-        self._sinks[self.head] = torch.zeros_like(self._sinks[self.head], requires_grad=True)
-        return self._sinks[self.head]
-
-    def _after(self, module: nn.Module, args: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor:
-        return self._tap(module, args[0], out)
-
-    def _tap(self, module: nn.Module, inputs: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        number = self._numbers[module, ""]
-        layer = self.layers[number]
-        grid, tokens = self._grid, self._tokens
-        if layer.is_head:
-            grid, tokens = self._head_grid, self._head_tokens
-        flat = inputs.detach().reshape(-1, layer.inputs)
-        if len(flat) != tokens:
-            raise ValueError(
-                f"{layer.name} sees a selection of the tokens ({len(flat)} of {tokens}), as an"
-                " expert does, so they cannot be told apart by sequence. Give `layers` a regular"
-                " expression that leaves it out."
-            )
-        left, right = self._signs(number, flat)
-        rows = _by_segment((flat @ right).float(), grid.to(flat.device))
-        out = _Tap.apply(out, rows, left, grid.to(flat.device), self._sinks[number])
-        return out.clone() if self.copy else out
-
-    def _tap_experts(
-        self,
-        module: nn.Module,
-        side: str,
-        inputs: torch.Tensor,
-        out: torch.Tensor,
-        place: torch.Tensor,
-    ) -> torch.Tensor:
-        number = self._numbers.get((module, side))
-        if number is None:
-            return out
-        left, right = self._signs(number, inputs)
-        choices = len(place) // self._tokens
-        # Every choice of a token is a token of its own; past the end stays past the end.
-        spread = torch.arange(choices, device=place.device)
-        grid = (self._grid.to(place.device)[..., None] * choices + spread).flatten(1)
-        grid = grid.clamp(max=len(place))
-        back = place[:, 1].argsort()
-        projected = (inputs.detach() @ right).float()[back]
-        rows = _by_segment(projected, grid)
-        return _ExpertsTap.apply(out, rows, left, grid, place, back, self._sinks[number])
-
-    def _signs(self, number: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        left, right = (side.to(like) for side in self._sides[number])
-        self._sides[number] = left, right
-        return left, right
+        port.grid = torch.where(within, grid - chunk.start, port.tokens).to(port.sink.device)
+        port.sink = torch.zeros_like(port.sink, requires_grad=True)
+        return port.sink
 
 
-def _device(module: nn.Module) -> torch.device:
-    return next(iter([*module.parameters(), *module.buffers()])).device
+PORT = "_bpo_data_port"
 
 
-def _sides(layer: Layer, rank: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(outputs, rank) and (inputs, rank) signs; a stack has (experts, outputs, rank) of the first.
+def _after(module: nn.Module, args: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor:
+    return _tap(module, args[0], out)
+
+
+def _tap(module: nn.Module, inputs: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    port: Port = getattr(module, PORT)
+    flat = inputs.detach().reshape(-1, port.right.shape[0])
+    if not torch.compiler.is_compiling():
+        _check(port, flat)
+    _same_dtype(port, flat, out)
+    if port.scale is not None:
+        out = _ScaledTap.apply(out, flat, port.left, port.right, port.scale, port.grid, port.sink)
+    else:
+        inside = _by_segment((flat @ port.right).float(), port.grid)
+        out = _Tap.apply(out, inside, port.left, port.grid, port.sink)
+    return out.clone() if port.copy else out
+
+
+def _same_dtype(port: Port, inputs: torch.Tensor, out: torch.Tensor) -> None:
+    """Signs are exact in every dtype, so they take that of what they meet, once."""
+    if port.right.dtype != inputs.dtype or port.left.dtype != out.dtype:
+        port.left, port.right = port.left.to(out.dtype), port.right.to(inputs.dtype)
+
+
+def _check(port: Port, flat: torch.Tensor) -> None:
+    if len(flat) != port.tokens:
+        raise ValueError(
+            f"{port.layer.name} sees a selection of the tokens ({len(flat)} of {port.tokens}), as"
+            " an expert does, so they cannot be told apart by sequence. Give `layers` a regular"
+            " expression that leaves it out."
+        )
+
+
+def _tap_experts(
+    module: nn.Module, side: str, inputs: torch.Tensor, out: torch.Tensor, place: torch.Tensor
+) -> torch.Tensor:
+    port: Port | None = getattr(module, f"{PORT}{side}", None)
+    if port is None:
+        return out
+    _same_dtype(port, inputs, out)
+    choices = len(place) // port.tokens
+    # Every choice of a token is a token of its own; past the end stays past the end.
+    spread = torch.arange(choices, device=place.device)
+    grid = (port.grid[..., None] * choices + spread).flatten(1).clamp(max=len(place))
+    back = place[:, 1].argsort()
+    inside = _by_segment((inputs.detach() @ port.right).float()[back], grid)
+    return _ExpertsTap.apply(out, inside, port.left, grid, place, back, port.sink)
+
+
+def _port(
+    layer: Layer, rank: int, seed: int, scales: Mapping[str, torch.Tensor] | None
+) -> Port:
+    """Signs of the layer on its device: (outputs, rank) and (inputs, rank), a stack's first is
+    (experts, outputs, rank).
 
     Experts share the signs of their inputs: with independent ones for their outputs, the sum of
     their projections still has the inner products of the whole stack on average.
     """
     left, right = layer_signs(seed, layer.name, layer.experts * layer.outputs, layer.inputs, rank)
-    return (left.view(layer.experts, layer.outputs, rank) if layer.side else left), right
+    device, scale = _device(layer.module), None
+    if layer.side:
+        left = left.view(layer.experts, layer.outputs, rank)
+    if scales is not None:
+        scale = _scale_of(layer, scales).to(device)
+    none = torch.empty(0)
+    return Port(layer, left.to(device), right.to(device), scale, none, 0, none)
+
+
+def _scale_of(layer: Layer, scales: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    if layer.side:
+        raise ValueError(f"{layer.name} is a stack of experts, whose gradients cannot be scaled")
+    scale = scales.get(layer.name)
+    if scale is None:
+        raise ValueError(f"there is no scale for {layer.name}")
+    if isinstance(layer.module, Conv1D):
+        scale = scale.T
+    if scale.shape != (layer.outputs, layer.inputs):
+        shape = tuple(scale.shape)
+        raise ValueError(f"{layer.name}: its scale has shape {shape}, its weight another")
+    return scale.float()
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(iter([*module.parameters(), *module.buffers()])).device
 
 
 def _by_segment(tokens: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
@@ -293,6 +347,36 @@ class _Tap(torch.autograd.Function):
         projected = (gradient.reshape(-1, left.shape[0]) @ left).float()
         outputs = _by_segment(projected, grid)
         return gradient, None, None, None, torch.bmm(outputs.transpose(1, 2), inputs)
+
+
+class _ScaledTap(torch.autograd.Function):
+    """The same for a weight gradient that is scaled number by number before it is projected."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        out: torch.Tensor,
+        inputs: torch.Tensor,
+        left: torch.Tensor,
+        right: torch.Tensor,
+        scale: torch.Tensor,
+        grid: torch.Tensor,
+        sink: torch.Tensor,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(inputs, left, right, scale, grid)
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        inputs, left, right, scale, grid = ctx.saved_tensors
+        flat = gradient.reshape(len(inputs), -1)
+        left, right = left.float(), right.float()
+        sums = []
+        for row in grid:
+            place = row[row < len(inputs)]
+            whole = flat[place].T.float() @ inputs[place].float()
+            sums.append(left.T @ (whole * scale) @ right)
+        return gradient, None, None, None, None, None, torch.stack(sums)
 
 
 class _ExpertsTap(torch.autograd.Function):

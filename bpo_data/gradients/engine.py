@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -59,6 +59,10 @@ class ResponseGradients:
     weight ever gets a ``.grad``. ``batch_tokens`` bounds a batch; another value changes the last
     bits of a row and no more.
 
+    ``scales`` multiplies weight gradients number by number before they are projected, such as
+    ``1 / (sqrt(v) + eps)`` of an optimiser's second moments: for every measured layer's name a
+    tensor of its weight's shape. It costs what forming each response's weight gradients costs.
+
     ``share`` says whether responses to one prompt share its tokens; None tries it on a few tokens
     and, where the model's attention cannot do it, pads whole sequences instead. ``self.shares``
     says which it is.
@@ -73,6 +77,7 @@ class ResponseGradients:
         seed: int,
         layers: str = "blocks",
         batch_tokens: int = 4096,
+        scales: Mapping[str, torch.Tensor] | None = None,
         share: bool | None = None,
     ) -> None:
         if rank < 1 or dim < 1:
@@ -82,7 +87,7 @@ class ResponseGradients:
             raise ValueError(f"{type(model).__name__} has no output head: not a language model")
         self.model = _bare(model)
         chosen = linear_layers(self.model, head, layers)
-        self._capture = Capture(chosen, rank, seed)
+        self._capture = Capture(chosen, rank, seed, scales)
         self._sketch = Sketch(len(chosen) * rank * rank, dim, seed)
         self._head = Head(self.model)
         self.dim = self._sketch.dim
@@ -242,9 +247,9 @@ class ResponseGradients:
             except RuntimeError as error:
                 if "inplace" not in str(error):
                     raise
-                self._capture.copy = True
+                self._capture.copy_outputs()
                 expected = self._measure(whole)
-            if not _takes_positions(self._head.decoder):
+            if not _knows_attention(self.model):
                 return False
             try:
                 packed = Packed.of(groups(range(3), prompts, responses, 100), prompts, responses, self.model.device)
@@ -294,8 +299,15 @@ def _bare(model: PreTrainedModel) -> PreTrainedModel:
     return model.get_base_model()
 
 
-def _takes_positions(decoder: nn.Module) -> bool:
-    return "position_ids" in inspect.signature(decoder.forward).parameters
+def _knows_attention(model: PreTrainedModel) -> bool:
+    """Whether the model lets its attention be replaced and positions be given, and every layer's
+    attention is of a kind that is told by its arguments."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    return (
+        bool(getattr(model, "_supports_attention_backend", False))
+        and "position_ids" in inspect.signature(model.get_decoder().forward).parameters
+        and kinds <= {"full_attention", "sliding_attention"}
+    )
 
 
 @contextmanager

@@ -5,7 +5,7 @@ The logits of a chunk are the only (tokens x vocabulary) numbers that ever exist
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,8 +22,8 @@ class Head:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.decoder = decoder_of(model)
-        self.vocabulary = model.get_output_embeddings().weight.shape[0]
+        self.vocabulary = model.config.get_text_config().vocab_size
+        self.decoder = self._decoder()
 
     def chunks(self, tokens: int) -> Iterator[slice]:
         size = max(1, LOGITS // self.vocabulary)
@@ -54,17 +54,30 @@ class Head:
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(tokens, vocabulary), with whatever the model does to them: scaling, soft-capping."""
-        with _in_place_of(self.decoder, _Found(hidden[None])):
+        found = _Found(hidden[None])
+        with _in_place_of(self.decoder, lambda *args, **settings: found):
             ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
             return self.model(input_ids=ids, use_cache=False).logits[0]
 
+    def _decoder(self) -> nn.Module:
+        """The part of the model whose hidden states reach the head without further layers."""
 
-def decoder_of(model: PreTrainedModel) -> nn.Module:
-    """The part below the output head. ValueError where there is none to be found."""
-    decoder = getattr(model, model.base_model_prefix, None)
-    if not isinstance(decoder, nn.Module) or decoder is model:
-        raise ValueError(f"{type(model).__name__} has no decoder below its output head")
-    return decoder
+        def meet(*args: Any, **settings: Any) -> None:
+            raise _Met
+
+        for found in (self.model.get_decoder(), self.model.base_model):
+            if isinstance(found, nn.Module) and found is not self.model:
+                try:
+                    with _in_place_of(found, meet), torch.no_grad():
+                        ids = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
+                        self.model(input_ids=ids, use_cache=False)
+                except _Met:
+                    return found
+        raise ValueError(f"{type(self.model).__name__} has no decoder below its output head")
+
+
+class _Met(Exception):
+    """The model has called its decoder."""
 
 
 def _log_softmax(
@@ -94,10 +107,10 @@ class _Found:
 
 
 @contextmanager
-def _in_place_of(decoder: nn.Module, found: _Found) -> Iterator[None]:
-    """The decoder returns ``found`` whatever it is given."""
+def _in_place_of(decoder: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """The decoder runs ``forward`` instead of its own."""
     before = decoder.__dict__.get("forward")
-    decoder.forward = lambda *args, **settings: found
+    decoder.forward = forward
     try:
         yield
     finally:

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from tests.benchmarks.machine import clock
 from tests.benchmarks.workloads import (
     Measuring,
     Tokens,
-    clock,
     dpo_losses,
     log_probs,
     padded,

@@ -20,23 +20,22 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from tests.benchmarks.machine import clock, machine
 from tests.benchmarks.workloads import (
     SIZES,
     WORKLOADS,
     Measuring,
     Tokens,
-    clock,
+    padding_share,
     pair_batches,
     pair_losses,
     tokens_of,
@@ -145,38 +144,6 @@ def print_table(result: dict[str, dict[str, float]], ready: dict[str, Contender]
         print(f"{name:18}{row['ratio']:9.3f}{span:>20}{speed}  {ready[name].note}")
 
 
-def machine(device: str) -> dict[str, Any]:
-    """What a reader must know of the machine and of the versions measured."""
-    import torch
-
-    facts: dict[str, Any] = {
-        "cpu": processor_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2),
-    }
-    if device.startswith("cuda"):
-        facts["gpu"] = torch.cuda.get_device_name(device)
-    for package in ("torch", "transformers", "bergson", "traker", "dattri"):
-        try:
-            facts[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            facts[package] = None
-    return facts
-
-
-def processor_name() -> str:
-    """The processor's name where Linux tells it, with its family: names alone can say nothing."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line)
-    named = {key.strip(): value.strip() for key, value in pairs}
-    family = f"family {named.get('cpu family')}, model {named.get('model')}"
-    return f"{named.get('model name', platform.processor())} ({family})"
-
-
 def parse() -> argparse.Namespace:
     headline, _, rest = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
@@ -227,7 +194,8 @@ def compare(options: argparse.Namespace, how: Measuring, prompts: int) -> dict[s
     data = tokens_of(options.workload, prompts, options.seed, SIZES[how.size].vocabulary)
     print(
         f"{options.workload}: {prompts} prompts, {len(data.responses)} responses, "
-        f"{len(data.pairs)} pairs, {data.pair_tokens(data.pairs):,} tokens in pairs; model "
+        f"{len(data.pairs)} pairs, {data.pair_tokens(data.pairs):,} tokens in pairs and "
+        f"{padding_share(data, how.batch_tokens):.0%} of the floor's batches padding; model "
         f"{how.size} {how.dtype} on {how.device}, {options.threads} thread(s), "
         f"{options.rounds} rounds",
         flush=True,

@@ -6,7 +6,6 @@ download. Lengths are log-normal, as those of real prompts and responses are.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,16 +18,6 @@ if TYPE_CHECKING:
 BETA = 0.1
 IGNORED = -100
 """Label of a token that carries no loss."""
-
-
-def clock(device: str) -> float:
-    """Seconds: processor time on a CPU, which other work does not change, else wall time."""
-    if not device.startswith("cuda"):
-        return time.process_time()
-    import torch
-
-    torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 class Shape(NamedTuple):
@@ -201,6 +190,13 @@ def pair_batches(data: Tokens, budget: int) -> list[np.ndarray]:
     """All pairs in padded batches of ``budget`` tokens, each an array (pairs, 2) of rows."""
     costs = [2 * max(data.length(chosen), data.length(rejected)) for chosen, rejected in data.pairs]
     return [data.pairs[batch] for batch in bucketed(costs, budget)]
+
+
+def padding_share(data: Tokens, budget: int) -> float:
+    """Of the tokens in ``pair_batches``: few pairs, or large batches, make the floor slower."""
+    batches = pair_batches(data, budget)
+    whole = sum(pairs.size * max(map(data.length, pairs.flat)) for pairs in batches)
+    return 1 - data.pair_tokens(data.pairs) / whole
 
 
 def padded(
