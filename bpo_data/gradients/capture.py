@@ -207,11 +207,14 @@ class Capture:
         ``grid`` (segments, longest) tells where each segment's tokens lie, and is ``tokens`` past
         its end.
         """
+        grids: dict[torch.device, torch.Tensor] = {}
         for port in self.ports:
             device = _device(port.layer.module)
+            if device not in grids:
+                grids[device] = _dynamic(grid.to(device), 2)
             shape = (len(grid), self.rank, self.rank)
-            port.sink = torch.zeros(shape, device=device, requires_grad=True)
-            port.grid, port.tokens = grid.to(device), tokens
+            port.sink = _dynamic(torch.zeros(shape, device=device, requires_grad=True), 1)
+            port.grid, port.tokens = grids[device], tokens
         return [port.sink for port in self.ports]
 
     def begin_head(self, grid: torch.Tensor, chunk: slice) -> torch.Tensor | None:
@@ -248,6 +251,13 @@ def _tap(module: nn.Module, inputs: torch.Tensor, out: torch.Tensor) -> torch.Te
         inside = _by_segment((flat @ port.right).float(), port.grid)
         out = _Tap.apply(out, inside, port.left, port.grid, port.sink)
     return out.clone() if port.copy else out
+
+
+def _dynamic(tensor: torch.Tensor, sizes: int) -> torch.Tensor:
+    """Tell torch.compile that the first sizes change from batch to batch."""
+    for size in range(sizes):
+        torch._dynamo.maybe_mark_dynamic(tensor, size)
+    return tensor
 
 
 def _same_dtype(port: Port, inputs: torch.Tensor, out: torch.Tensor) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,11 +21,13 @@ from transformers import PreTrainedModel
 
 from bpo_data.gradients import attention
 from bpo_data.gradients.capture import Capture, linear_layers
+from bpo_data.gradients.compiled import CompiledBlocks
 from bpo_data.gradients.head import Head
 from bpo_data.gradients.packing import Flat, Packed, Padded, batches, groups, padded_batches
 from bpo_data.gradients.projection import Sketch
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class ResponseGradients:
         batch_tokens: int = 4096,
         scales: Mapping[str, torch.Tensor] | None = None,
         share: bool | None = None,
+        compile: bool = False,
     ) -> None:
         if rank < 1 or dim < 1:
             raise ValueError(f"rank={rank}, dim={dim}: both must be at least 1")
@@ -93,6 +97,7 @@ class ResponseGradients:
         self.dim = self._sketch.dim
         self.layers = tuple(layer.name for layer in chosen)
         self.batch_tokens = batch_tokens
+        self._compiled = CompiledBlocks(self.model) if compile else None
         self._depth: int | None = None
         """Attention layers that a forward pass meets."""
 
@@ -110,26 +115,54 @@ class ResponseGradients:
         _check(prompts, responses)
         gradient = np.zeros((len(prompts), self.dim), np.float32)
         log_prob = np.zeros(len(prompts), np.float32)
-        with torch.enable_grad(), _frozen(self.model), self._capture.hooks(self.model):
-            for rows, sums, found in self._all(prompts, responses):
+        with self._measuring():
+            for rows, (sums, found) in self._all(prompts, responses, self._measure):
                 gradient[rows] = self._sketch(sums.flatten(1) / self._capture.rank).cpu().numpy()
                 log_prob[rows] = found.cpu().numpy()
         tokens = np.array([len(response) for response in responses], np.int32)
         finite = np.isfinite(gradient).all(axis=1) & np.isfinite(log_prob)
         return Measured(gradient, log_prob, tokens, finite)
 
+    def log_probs(
+        self,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        *,
+        adapters: bool = True,
+    ) -> np.ndarray:
+        """``of``'s log-probabilities alone, by forward passes: (n,) float32 nats.
+
+        Without ``adapters`` they are those of the model that PEFT's adapters adapt, which is the
+        reference of a policy trained with them. ValueError when there are none.
+        """
+        _check(prompts, responses)
+        found = np.zeros(len(prompts), np.float32)
+        with torch.no_grad(), _frozen(self.model), _adapters(self.model, adapters):
+            for rows, log_probs in self._all(prompts, responses, self._only_log_probs):
+                found[rows] = log_probs.cpu().numpy()
+        return found
+
+    @contextmanager
+    def _measuring(self) -> Iterator[None]:
+        compiled = self._compiled.running() if self._compiled else nullcontext()
+        with torch.enable_grad(), _frozen(self.model), self._capture.hooks(self.model), compiled:
+            yield
+
     def _all(
-        self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
-    ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-        """Batch by batch: row numbers, (rows, layers, rank, rank) sums and log-probabilities."""
+        self,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        measure: Callable[[Packed | Padded], T],
+    ) -> Iterator[tuple[list[int], T]]:
+        """Batch by batch: row numbers and what ``measure`` makes of them."""
         left = set(range(len(prompts)))
         while left:
             for batch in self._batches(sorted(left), prompts, responses):
-                found = self._within_memory(batch)
+                found = self._within_memory(batch, measure)
                 if found is None:
                     break
                 left -= set(batch.rows)
-                yield list(batch.rows), *found
+                yield list(batch.rows), found
 
     def _batches(
         self,
@@ -147,11 +180,13 @@ class ResponseGradients:
             for some in padded_batches(rows, lengths, self.batch_tokens):
                 yield Padded.of(some, prompts, responses, device)
 
-    def _within_memory(self, batch: Packed | Padded) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The batch's sums and log-probabilities; None with a smaller ``batch_tokens`` if it did
-        not fit."""
+    def _within_memory(
+        self, batch: Packed | Padded, measure: Callable[[Packed | Padded], T]
+    ) -> T | None:
+        """What ``measure`` makes of a batch; None with a smaller ``batch_tokens`` if it does not
+        fit."""
         try:
-            return self._measure(batch)
+            return measure(batch)
         except torch.OutOfMemoryError:
             if len(batch.rows) == 1:
                 raise
@@ -170,9 +205,24 @@ class ResponseGradients:
             sums, log_probs = self._shared(batch)
         else:
             sums, log_probs = self._padded(batch)
-        # Summed in a padded table: adding at indices is not deterministic on a GPU.
-        by_row = nn.functional.pad(log_probs, (0, 1))[batch.own_grid.to(log_probs.device)]
-        return sums, by_row.sum(1)
+        return sums[: len(batch.rows)], _by_row(log_probs, batch)
+
+    def _only_log_probs(self, batch: Packed | Padded) -> torch.Tensor:
+        """(rows,) log-probabilities, without gradients."""
+        if isinstance(batch, Padded):
+            decoder = self._head.decoder
+            hidden = decoder(input_ids=batch.tokens, use_cache=False).last_hidden_state
+            hidden = hidden.flatten(0, 1)[batch.place.to(hidden.device)]
+        else:
+            prompts = None
+            if batch.shared is not None:
+                prompts = attention.Call(batch.shared.tiles, last=self._depth)
+                self._decode(batch.shared, prompts)
+            own = attention.Call(batch.own.tiles, prompts, len(batch.passes))
+            hidden = self._decode(batch.own, own)[0]
+        chunks = self._head.chunks(len(batch.targets))
+        parts = [self._head.only_log_probs(hidden[c], batch.targets[c]) for c in chunks]
+        return _by_row(torch.cat(parts), batch)
 
     def _shared(self, batch: Packed) -> tuple[torch.Tensor, torch.Tensor]:
         prompts, prompt_sinks = None, []
@@ -240,7 +290,7 @@ class ResponseGradients:
         draw = np.random.default_rng(0).integers(0, size, (2, 12)).tolist()
         prompts = [draw[0][:4], draw[1][:3], draw[0][:4]]
         responses = [draw[0][4:7], draw[0][7:9], draw[1][4:9]]
-        with torch.enable_grad(), _frozen(self.model), self._capture.hooks(self.model):
+        with self._measuring():
             whole = Padded.of(range(3), prompts, responses, self.model.device)
             try:
                 expected = self._measure(whole)
@@ -287,6 +337,30 @@ def _sums(
         for part, sink in zip(found, sinks, strict=True)
     ]
     return torch.stack(parts, 1)
+
+
+def _by_row(log_probs: torch.Tensor, batch: Packed | Padded) -> torch.Tensor:
+    """(tokens,) -> (rows,) sums, in a padded table: adding at indices is not deterministic on a
+    GPU."""
+    table = nn.functional.pad(log_probs, (0, 1))[batch.own_grid.to(log_probs.device)]
+    return table.sum(1)[: len(batch.rows)]
+
+
+@contextmanager
+def _adapters(model: PreTrainedModel, on: bool) -> Iterator[None]:
+    """PEFT's adapters are off inside the block when they are not to be ``on``."""
+    layers = [module for module in model.modules() if hasattr(module, "enable_adapters")]
+    layers = [layer for layer in layers if layer is not model]
+    if not on and not layers:
+        raise ValueError("the model has no adapters to leave out")
+    changed = [layer for layer in layers if not on and not layer.disable_adapters]
+    try:
+        for layer in changed:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in changed:
+            layer.enable_adapters(True)
 
 
 def _bare(model: PreTrainedModel) -> PreTrainedModel:

@@ -136,9 +136,12 @@ class Flat:
 
 
 def _grid(lengths: Sequence[int]) -> np.ndarray:
-    """(rows, longest): the numbers 0, 1, ... row after row; their count past a row's end."""
-    count = np.asarray(lengths)[:, None]
-    place = np.arange(count.max())
+    """(rows, longest): the numbers 0, 1, ... row after row; their count past a row's end.
+
+    At least two of both, with empty rows: torch.compile makes another graph for a size of one.
+    """
+    count = np.asarray([*lengths, 0] if len(lengths) == 1 else lengths)[:, None]
+    place = np.arange(max(2, count.max()))
     return np.where(place < count, place + count.cumsum()[:, None] - count, count.sum())
 
 
