@@ -20,10 +20,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from bpo_data.gradients import attention
-from bpo_data.gradients.capture import Capture, linear_layers
+from bpo_data.gradients.capture import Capture
 from bpo_data.gradients.compiled import CompiledBlocks
-from bpo_data.gradients.head import Head
-from bpo_data.gradients.packing import Flat, Packed, Padded, batches, groups, padded_batches
+from bpo_data.gradients.layers import linear_layers
+from bpo_data.gradients.packing import Packed, Padded, batches, groups, padded_batches
+from bpo_data.gradients.passes import Passes
 from bpo_data.gradients.projection import Sketch
 
 log = logging.getLogger(__name__)
@@ -93,14 +94,11 @@ class ResponseGradients:
         chosen = linear_layers(self.model, head, layers)
         self._capture = Capture(chosen, rank, seed, scales)
         self._sketch = Sketch(len(chosen) * rank * rank, dim, seed)
-        self._head = Head(self.model)
+        self._passes = Passes(self.model, self._capture)
         self.dim = self._sketch.dim
         self.layers = tuple(layer.name for layer in chosen)
         self.batch_tokens = batch_tokens
         self._compiled = CompiledBlocks(self.model) if compile else None
-        self._depth: int | None = None
-        """Attention layers that a forward pass meets."""
-
         self.shares = self._try_out() if share is None else share
 
     def of(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Measured:
@@ -116,7 +114,7 @@ class ResponseGradients:
         gradient = np.zeros((len(prompts), self.dim), np.float32)
         log_prob = np.zeros(len(prompts), np.float32)
         with self._measuring():
-            for rows, (sums, found) in self._all(prompts, responses, self._measure):
+            for rows, (sums, found) in self._all(prompts, responses, self._passes.gradients):
                 gradient[rows] = self._sketch(sums.flatten(1) / self._capture.rank).cpu().numpy()
                 log_prob[rows] = found.cpu().numpy()
         tokens = np.array([len(response) for response in responses], np.int32)
@@ -138,7 +136,7 @@ class ResponseGradients:
         _check(prompts, responses)
         found = np.zeros(len(prompts), np.float32)
         with torch.no_grad(), _frozen(self.model), _adapters(self.model, adapters):
-            for rows, log_probs in self._all(prompts, responses, self._only_log_probs):
+            for rows, log_probs in self._all(prompts, responses, self._passes.log_probs):
                 found[rows] = log_probs.cpu().numpy()
         return found
 
@@ -199,111 +197,28 @@ class ResponseGradients:
         )
         return None
 
-    def _measure(self, batch: Packed | Padded) -> tuple[torch.Tensor, torch.Tensor]:
-        """(rows, layers, rank, rank) sums and (rows,) log-probabilities."""
-        if isinstance(batch, Packed):
-            sums, log_probs = self._shared(batch)
-        else:
-            sums, log_probs = self._padded(batch)
-        return sums[: len(batch.rows)], _by_row(log_probs, batch)
-
-    def _only_log_probs(self, batch: Packed | Padded) -> torch.Tensor:
-        """(rows,) log-probabilities, without gradients."""
-        if isinstance(batch, Padded):
-            decoder = self._head.decoder
-            hidden = decoder(input_ids=batch.tokens, use_cache=False).last_hidden_state
-            hidden = hidden.flatten(0, 1)[batch.place.to(hidden.device)]
-        else:
-            prompts = None
-            if batch.shared is not None:
-                prompts = attention.Call(batch.shared.tiles, last=self._depth)
-                self._decode(batch.shared, prompts)
-            own = attention.Call(batch.own.tiles, prompts, len(batch.passes))
-            hidden = self._decode(batch.own, own)[0]
-        chunks = self._head.chunks(len(batch.targets))
-        parts = [self._head.only_log_probs(hidden[c], batch.targets[c]) for c in chunks]
-        return _by_row(torch.cat(parts), batch)
-
-    def _shared(self, batch: Packed) -> tuple[torch.Tensor, torch.Tensor]:
-        prompts, prompt_sinks = None, []
-        if batch.shared is not None:
-            prompts = attention.Call(batch.shared.tiles, last=self._depth)
-            prompt_sinks = self._capture.begin(batch.shared.grid, batch.shared.tokens.shape[1])
-            self._decode(batch.shared, prompts)
-        own = attention.Call(batch.own.tiles, prompts, len(batch.passes))
-        sinks = self._capture.begin(batch.own.grid, batch.own.tokens.shape[1])
-        hidden = self._decode(batch.own, own)
-        assert hidden is not None
-        self._depth = own.layer
-        log_probs, slope, on_head = self._through_head(hidden[0], batch.targets, batch.own_grid)
-        sums = _sums([hidden], [slope[None]], sinks)
-        if prompts is not None:
-            for turn, (segments, rows) in enumerate(batch.passes):
-                upstream = prompts.upstream(own, turn)
-                more = turn < len(batch.passes) - 1
-                sums[rows] += _sums(*upstream, prompt_sinks, more)[segments]
-        return self._with_head(sums, on_head), log_probs
-
-    def _decode(self, flat: Flat, call: attention.Call) -> torch.Tensor | None:
-        """(1, tokens, width) hidden states; None once the call has met its last layer."""
-        with attention.running(self.model, call):
-            try:
-                found = self._head.decoder(
-                    input_ids=flat.tokens, position_ids=flat.positions, use_cache=False
-                )
-            except attention.Enough:
-                return None
-        return found.last_hidden_state
-
-    def _padded(self, batch: Padded) -> tuple[torch.Tensor, torch.Tensor]:
-        sinks = self._capture.begin(batch.grid, batch.tokens.numel())
-        hidden = self._head.decoder(input_ids=batch.tokens, use_cache=False).last_hidden_state
-        flat = hidden.flatten(0, 1)
-        place = batch.place.to(flat.device)
-        log_probs, slope, on_head = self._through_head(flat[place], batch.targets, batch.own_grid)
-        whole = torch.zeros_like(flat).index_copy_(0, place, slope)
-        return self._with_head(_sums([flat], [whole], sinks), on_head), log_probs
-
-    def _through_head(
-        self, hidden: torch.Tensor, targets: torch.Tensor, grid: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """(tokens, width) hidden states -> (tokens,) log-probabilities, their slope on the hidden
-        states, and where the head is measured its own (rows, rank, rank) sums."""
-        parts, slopes, on_head = [], [], None
-        for chunk in self._head.chunks(len(targets)):
-            sink = self._capture.begin_head(grid, chunk)
-            found, slope, own = self._head.log_probs(hidden[chunk], targets[chunk], sink)
-            parts.append(found)
-            slopes.append(slope)
-            if own is not None:
-                on_head = own if on_head is None else on_head + own
-        return torch.cat(parts), torch.cat(slopes), on_head
-
-    def _with_head(self, sums: torch.Tensor, on_head: torch.Tensor | None) -> torch.Tensor:
-        if on_head is not None:
-            sums[:, self._capture.head] += on_head.to(sums.device)
-        return sums
-
     def _try_out(self) -> bool:
         """Whether sharing a prompt gives the numbers of whole sequences, on a few tokens."""
-        size = min(1000, self._head.vocabulary)
+        size = min(1000, self._passes.head.vocabulary)
         draw = np.random.default_rng(0).integers(0, size, (2, 12)).tolist()
         prompts = [draw[0][:4], draw[1][:3], draw[0][:4]]
         responses = [draw[0][4:7], draw[0][7:9], draw[1][4:9]]
         with self._measuring():
             whole = Padded.of(range(3), prompts, responses, self.model.device)
             try:
-                expected = self._measure(whole)
+                expected = self._passes.gradients(whole)
             except RuntimeError as error:
                 if "inplace" not in str(error):
                     raise
                 self._capture.copy_outputs()
-                expected = self._measure(whole)
+                expected = self._passes.gradients(whole)
             if not _knows_attention(self.model):
                 return False
             try:
-                packed = Packed.of(groups(range(3), prompts, responses, 100), prompts, responses, self.model.device)
-                found = self._measure(packed)
+                packed = Packed.of(
+                    groups(range(3), prompts, responses, 100), prompts, responses, self.model.device
+                )
+                found = self._passes.gradients(packed)
             except attention.CannotShare:
                 return False
         order = [whole.rows.index(row) for row in packed.rows]
@@ -319,31 +234,6 @@ def _check(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]])
         if not len(prompt) or not len(response):
             side = "response" if len(prompt) else "prompt"
             raise ValueError(f"{side} {number} has no tokens")
-
-
-def _sums(
-    outputs: list[torch.Tensor],
-    slopes: list[torch.Tensor],
-    sinks: list[torch.Tensor],
-    again: bool = False,
-) -> torch.Tensor:
-    """(segments, layers, rank, rank) float32: what a backward pass leaves in the sinks."""
-    found: Sequence[torch.Tensor | None] = [None] * len(sinks)
-    if outputs and outputs[0].requires_grad:
-        found = torch.autograd.grad(outputs, sinks, slopes, retain_graph=again, allow_unused=True)
-    device = outputs[0].device if outputs else sinks[0].device
-    parts = [
-        (torch.zeros_like(sink) if part is None else part).to(device)
-        for part, sink in zip(found, sinks, strict=True)
-    ]
-    return torch.stack(parts, 1)
-
-
-def _by_row(log_probs: torch.Tensor, batch: Packed | Padded) -> torch.Tensor:
-    """(tokens,) -> (rows,) sums, in a padded table: adding at indices is not deterministic on a
-    GPU."""
-    table = nn.functional.pad(log_probs, (0, 1))[batch.own_grid.to(log_probs.device)]
-    return table.sum(1)[: len(batch.rows)]
 
 
 @contextmanager

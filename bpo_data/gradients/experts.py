@@ -110,7 +110,9 @@ class _RouterTap(TorchFunctionMode):
         self.shape = router.weight.shape
         self.tap = tap
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         out = function(*args, **(kwargs or {}))
         if function is nn.functional.linear and args[1].shape == self.shape:
             return self.tap(args[0], out)

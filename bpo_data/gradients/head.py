@@ -80,9 +80,7 @@ class _Met(Exception):
     """The model has called its decoder."""
 
 
-def _log_softmax(
-    logits: torch.Tensor, targets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _log_softmax(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities (tokens,) of targets (tokens, 1), and the slope on the logits."""
     shares = logits.float()
     shares = shares.clone() if shares.data_ptr() == logits.data_ptr() else shares

@@ -87,9 +87,7 @@ SHORT = 32
 """Rows up to this long are padded to one another freely: a call costs more than the padding."""
 
 
-def tiles(
-    lengths: Sequence[int], start: int = 0, prefix: tuple[int, int] = (0, 0)
-) -> list[Tile]:
+def tiles(lengths: Sequence[int], start: int = 0, prefix: tuple[int, int] = (0, 0)) -> list[Tile]:
     """Cut rows of falling lengths into tiles whose rows are alike in length."""
     made: list[Tile] = []
     current: list[int] = []
@@ -132,7 +130,8 @@ class Flat:
         tokens = np.concatenate([np.asarray(segment, np.int64) for segment in segments])
         positions = [np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)]
         arrays = (tokens[None], np.concatenate(positions)[None], _grid(lengths))
-        return cls(*(torch.from_numpy(a).to(device) for a in arrays), tuple(tiles))
+        ids, places, grid = (torch.from_numpy(array).to(device) for array in arrays)
+        return cls(ids, places, grid, tuple(tiles))
 
 
 def _grid(lengths: Sequence[int]) -> np.ndarray:
@@ -165,7 +164,7 @@ class Packed:
 
     @property
     def own_grid(self) -> torch.Tensor:
-        """(rows, longest response) int64: where each row's targets lie; their count past its end."""
+        """(rows, longest response) int64: where a row's targets lie; their count past its end."""
         return self.own.grid
 
     @classmethod
@@ -180,7 +179,8 @@ class Packed:
         asked = [prompts[group.rows[0]] for group in ordered]
         shared = [prompt[:-1] for prompt in asked]
         ends = list(accumulate(map(len, shared)))
-        own, starts, targets, cut, rows = [], [], [], [], []
+        own, starts, targets, cut = [], [], [], []
+        rows: list[int] = []
         passes: list[tuple[list[int], list[int]]] = []
         begin = 0
         for number, (group, prompt) in enumerate(zip(ordered, asked, strict=True)):
@@ -203,9 +203,7 @@ class Packed:
             tuple(rows),
             Flat.of(own, starts, cut, device),
             torch.from_numpy(np.concatenate(targets)).to(device),
-            Flat.of(kept, [0] * len(kept), tiles([len(s) for s in kept]), device)
-            if kept
-            else None,
+            Flat.of(kept, [0] * len(kept), tiles([len(s) for s in kept]), device) if kept else None,
             tuple(passes),
         )
 
