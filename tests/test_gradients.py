@@ -7,52 +7,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.pytorch_utils import Conv1D
+from tiny_models import (
+    CONFIGS,
+    DIM,
+    RANK,
+    VOCABULARY,
+    assert_close,
+    by_autograd,
+    engine,
+    policy,
+    sequences,
+)
 
-from bpo_data.gradients.engine import ResponseGradients
 from bpo_data.gradients.packing import padded_batches
 from bpo_data.gradients.pairs import pair_gradients
-from bpo_data.gradients.projection import Sketch, layer_signs
 
 torch.set_num_threads(1)
-
-RANK, DIM, SEED, VOCABULARY = 4, 96, 11, 64
-LLAMA = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-CONFIGS = {
-    "llama": lambda: transformers.LlamaConfig(**LLAMA),
-    # Biases in q, k, v; embeddings tied to the output head.
-    "qwen2": lambda: transformers.Qwen2Config(**LLAMA, tie_word_embeddings=True),
-    "gpt2": lambda: transformers.GPT2Config(
-        vocab_size=VOCABULARY, n_embd=24, n_layer=2, n_head=4, n_positions=64
-    ),
-    # Soft-capping of attention and logits, a sliding window shorter than the sequences.
-    "gemma2": lambda: transformers.Gemma2Config(
-        **LLAMA, head_dim=6, sliding_window=8, final_logit_softcapping=2.0, query_pre_attn_scalar=6
-    ),
-    "gemma2_eager": lambda: transformers.Gemma2Config(
-        **LLAMA, head_dim=6, attn_logit_softcapping=1.0, attn_implementation="eager"
-    ),
-}
-
-
-def policy(kind: str) -> Any:
-    """A tiny model with random weights, large enough that nothing is near linear."""
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[kind]())
-    for name, weight in model.named_parameters():
-        if "norm" not in name and "ln_" not in name:
-            weight.data.normal_(std=0.2)
-    return model
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -63,51 +35,6 @@ def model(request) -> Any:
 @pytest.fixture(scope="module")
 def llama() -> Any:
     return policy("llama")
-
-
-def sequences(count: int = 9) -> tuple[list[list[int]], list[list[int]]]:
-    """Prompts of 1 to 19 tokens, one to four times each, and responses of 1 to 12."""
-    generator = np.random.default_rng(5)
-    sides = []
-    for longest in (19, 12):
-        lengths = generator.integers(1, longest + 1, count)
-        sides.append([generator.integers(0, VOCABULARY, size).tolist() for size in lengths])
-    prompts, responses = sides
-    shared = [prompts[n] for n in (0, 1, 0, 2, 3, 3, 3, 4, 3)]
-    shared[3] = shared[3][:1]  # nothing to share: its one token predicts the response
-    return (shared * count)[:count], responses
-
-
-def by_autograd(
-    model: Any, prompt: list[int], response: list[int], head: bool = False
-) -> tuple[np.ndarray, float]:
-    """(dim,) gradient and log-probability from whole weight gradients of this response alone."""
-    model.eval()
-    model.zero_grad()
-    weights = {}
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear | Conv1D) and (head or name != "lm_head"):
-            weights[name] = module
-    logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
-    log_probs = logits.log_softmax(-1)[range(len(response)), response]
-    log_probs.sum().backward()
-    kept = []
-    for name, module in sorted(weights.items()):
-        gradient = module.weight.grad.T if isinstance(module, Conv1D) else module.weight.grad
-        left, right = layer_signs(SEED, name, *gradient.shape, RANK)
-        kept.append((left.T @ gradient @ right / RANK).flatten())
-    model.zero_grad()
-    rows = Sketch(len(kept) * RANK * RANK, DIM, SEED)(torch.cat(kept)[None])
-    return rows[0].numpy(), log_probs.sum().item()
-
-
-def engine(model: Any, **settings: Any) -> ResponseGradients:
-    return ResponseGradients(model, **{"rank": RANK, "dim": DIM, "seed": SEED} | settings)
-
-
-def assert_close(found: np.ndarray, expected: np.ndarray, relative: float = 1e-4) -> None:
-    worst = np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
-    assert worst.max() < relative, worst
 
 
 def test_equal_to_autograd_one_response_at_a_time(model):
@@ -131,7 +58,7 @@ def test_the_output_head_is_measured_when_asked_for(llama):
     assert "lm_head" not in engine(llama).layers
     gradient = found.of(prompts, responses).gradient
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        assert_close(gradient[row], by_autograd(llama, prompt, response, head=True)[0])
+        assert_close(gradient[row], by_autograd(llama, prompt, response, "all")[0])
 
 
 def test_a_pattern_picks_layers_and_changes_nothing_in_them(llama):
@@ -261,17 +188,6 @@ def test_a_lora_adapter_is_seen_through():
     merged = engine(wrapped.merge_and_unload()).of(prompts, responses).gradient
     assert_close(adapted, merged)
     assert np.linalg.norm(adapted - expected) > 0.1 * np.linalg.norm(expected)
-
-
-def test_weights_that_are_no_linear_layer_are_named_unless_left_out():
-    config = transformers.MixtralConfig(**LLAMA, num_local_experts=4)
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ValueError, match=r"model\.layers\.0\.mlp\S* \(Mixtral\w+\) holds weights"):
-        engine(model)
-    measured = engine(model, layers="self_attn").of(*sequences())
-    assert measured.finite.all()
-    assert measured.gradient.any(axis=1).all()
 
 
 def test_a_linear_expert_that_sees_a_selection_of_tokens_is_named():

@@ -239,8 +239,9 @@ def _check(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]])
 @contextmanager
 def _adapters(model: PreTrainedModel, on: bool) -> Iterator[None]:
     """PEFT's adapters are off inside the block when they are not to be ``on``."""
-    layers = [module for module in model.modules() if hasattr(module, "enable_adapters")]
-    layers = [layer for layer in layers if layer is not model]
+    layers = [
+        m for m in model.modules() if hasattr(m, "base_layer") and hasattr(m, "disable_adapters")
+    ]
     if not on and not layers:
         raise ValueError("the model has no adapters to leave out")
     changed = [layer for layer in layers if not on and not layer.disable_adapters]

@@ -1,0 +1,271 @@
+"""Responses share their prompt's tokens, and nothing else: exactness, memory, faults."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import (
+    CONFIGS,
+    VOCABULARY,
+    assert_close,
+    by_autograd,
+    engine,
+    policy,
+    sequences,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bpo_data.gradients import head, kernels
+from bpo_data.gradients.packing import batches, groups, tiles
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    return policy("llama")
+
+
+def drawn(prompts: list[int], responses: list[int], seed: int = 3) -> list[list[int]]:
+    """Token ids of these lengths."""
+    generator = np.random.default_rng(seed)
+    lengths = [*prompts, *responses]
+    return [generator.integers(0, VOCABULARY, length).tolist() for length in lengths]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_shared_prompts_give_what_whole_sequences_give(kind):
+    prompts, responses = sequences(16)
+    model = policy(kind)
+    found = engine(model)
+    assert found.shares == (kind != "bloom")
+    expected = engine(model, share=False).of(prompts, responses)
+    shared = found.of(prompts, responses)
+    assert_close(shared.gradient, expected.gradient, 1e-5)
+    assert shared.log_prob == pytest.approx(expected.log_prob, rel=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    owners=st.lists(st.integers(0, 3), min_size=1, max_size=9),
+    lengths=st.lists(st.integers(1, 45), min_size=9, max_size=9),
+    prompt_lengths=st.lists(st.integers(1, 40), min_size=4, max_size=4),
+    batch_tokens=st.integers(1, 300),
+)
+def test_any_shape_of_a_batch_gives_the_same_rows(
+    llama, owners, lengths, prompt_lengths, batch_tokens
+):
+    texts = drawn(prompt_lengths, lengths)
+    prompts = [texts[owner] for owner in owners]
+    responses = texts[4 : 4 + len(owners)]
+    found = engine(llama, batch_tokens=batch_tokens).of(prompts, responses)
+    expected = engine(llama, share=False).of(prompts, responses)
+    assert_close(found.gradient, expected.gradient, 1e-5)
+
+
+def test_another_response_does_not_touch_a_row(llama):
+    prompt, one, other, long = drawn([20], [6, 9, 40])
+    first = engine(llama).of([prompt, prompt], [one, other]).gradient[0]
+    second = engine(llama).of([prompt, prompt], [one, long]).gradient[0]
+    assert_close(second[None], first[None], 1e-5)
+
+
+def test_a_prompt_runs_once_and_only_its_responses_reach_the_head(llama, monkeypatch):
+    monkeypatch.setattr(head, "LOGITS", 5 * VOCABULARY)
+    prompts, responses = [list(range(30))] * 4, drawn([], [7, 7, 5, 3])
+    seen: dict[str, list[int]] = {"embed_tokens": [], "lm_head": []}
+
+    def count(name: str) -> Any:
+        return lambda module, args, out: seen[name].append(out.shape[1])
+
+    ends = {"embed_tokens": llama.model.embed_tokens, "lm_head": llama.lm_head}
+    handles = [module.register_forward_hook(count(name)) for name, module in ends.items()]
+    measuring = engine(llama)
+    for part in seen.values():
+        part.clear()
+    found = measuring.of(prompts, responses)
+    for handle in handles:
+        handle.remove()
+    assert seen == {"embed_tokens": [29, 22], "lm_head": [5, 5, 5, 5, 2]}
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        assert_close(found.gradient[row], by_autograd(llama, prompt, response)[0])
+
+
+@pytest.mark.parametrize("layers", ["lm_head", r"layers\.1\.mlp", "last:1", "all"])
+def test_layers_that_leave_the_prompt_alone_still_share_it(llama, layers):
+    prompts, responses = sequences()
+    found = engine(llama, layers=layers).of(prompts, responses)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        assert_close(found.gradient[row], by_autograd(llama, prompt, response, layers)[0])
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that any one tensor holds."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = function(*args, **(kwargs or {}))
+        for part in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(part, torch.Tensor):
+                Largest.numbers = max(Largest.numbers, part.numel())
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_tensor_has_the_size_of_tokens_times_tokens(dtype, monkeypatch):
+    monkeypatch.setattr(kernels, "SCORES", 1 << 14)
+    monkeypatch.setattr(head, "LOGITS", 1 << 12)
+    model = policy("llama").to(dtype)
+    prompt, response = drawn([900], [900])
+    measuring = engine(model)
+    assert measuring.shares
+    Largest.numbers = 0
+    with Largest():
+        found = measuring.of([prompt], [response])
+    assert Largest.numbers < 900 * 900 / 4, "the widest layer has 40 x 900 numbers"
+    if dtype == torch.float32:
+        assert_close(found.gradient[0], by_autograd(model, prompt, response)[0])
+
+
+def test_bfloat16_loses_no_more_by_sharing_than_by_rounding():
+    prompts, responses = [], drawn([], [50] * 12)
+    for prompt in drawn([70] * 3, []):
+        prompts += [prompt] * 4
+    exact = engine(policy("llama")).of(prompts, responses).gradient
+    errors = {}
+    for share in (True, False):
+        rounded = engine(policy("llama").to(torch.bfloat16), share=share).of(prompts, responses)
+        errors[share] = np.linalg.norm(rounded.gradient - exact) / np.linalg.norm(exact)
+    assert errors[True] < 1.25 * errors[False] < 0.2, errors
+
+
+def test_attention_in_blocks_of_queries_is_attention(monkeypatch):
+    # bfloat16's own backward pass against torch's, in one block and in many.
+    torch.manual_seed(0)
+    sizes = (2, 3, 50, 16)
+    q, k, v, g = (torch.randn(sizes).bfloat16() for _ in range(4))
+    for causal in (True, False):
+        leaves = [x.float().requires_grad_() for x in (q, k, v)]
+        out = torch.nn.functional.scaled_dot_product_attention(*leaves, is_causal=causal, scale=0.3)
+        expected = torch.autograd.grad(out, leaves, g.float())
+        made, total = kernels._forward(q, k, v, 0.0, causal, scale=0.3)
+        for scores in (1 << 22, 2 * 3 * 50 * 7):
+            monkeypatch.setattr(kernels, "SCORES", scores)
+            found = kernels._half_backward_in_16_bits(g, q, k, v, made, total, causal, 0.3)
+            for have, want in zip(found, expected, strict=True):
+                assert (have.float() - want).norm() < 0.02 * want.norm()
+
+
+def out_of_memory_above(model: Any, tokens: int) -> Any:
+    def refuse(module: Any, args: Any) -> None:
+        if args[0].shape[0] * args[0].shape[1] > tokens:
+            raise torch.OutOfMemoryError("as CUDA says it")
+
+    return model.model.layers[1].mlp.up_proj.register_forward_pre_hook(refuse)
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(llama, caplog):
+    prompts, responses = sequences(24)
+    expected = engine(llama).of(prompts, responses)
+    measuring = engine(llama, batch_tokens=4096)
+    handle = out_of_memory_above(llama, 60)
+    with caplog.at_level(logging.WARNING, "bpo_data"):
+        found = measuring.of(prompts, responses)
+        again = measuring.of(prompts, responses)
+    handle.remove()
+    assert_close(found.gradient, expected.gradient, 1e-5)
+    assert again.gradient.tobytes() == found.gradient.tobytes() or np.allclose(
+        again.gradient, found.gradient, rtol=1e-4, atol=1e-5
+    )
+    assert measuring.batch_tokens in (64, 128), "4096 halved until 60 tokens are not passed"
+    assert "batch_tokens" in caplog.text
+
+
+def test_a_single_response_that_does_not_fit_is_an_error(llama):
+    handle = out_of_memory_above(llama, 5)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            engine(llama, share=True).of(*sequences())
+    finally:
+        handle.remove()
+
+
+def test_log_probabilities_alone_are_those_of_the_gradients_pass(llama):
+    prompts, responses = sequences()
+    for share in (True, False):
+        measuring = engine(llama, share=share)
+        expected = measuring.of(prompts, responses).log_prob
+        assert measuring.log_probs(prompts, responses) == pytest.approx(expected, rel=1e-5)
+
+
+def test_adapters_off_is_the_reference():
+    peft = pytest.importorskip("peft")
+    prompts, responses = sequences()
+    wrapped = peft.get_peft_model(policy("llama"), peft.LoraConfig(target_modules=["q_proj"]))
+    for name, weight in wrapped.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(std=0.3)
+    measuring = engine(wrapped)
+    base = engine(policy("llama"))
+    reference = measuring.log_probs(prompts, responses, adapters=False)
+    assert reference == pytest.approx(base.log_probs(prompts, responses), rel=1e-6)
+    adapted = measuring.of(prompts, responses).log_prob
+    assert np.abs(adapted - reference).max() > 0.1
+    assert measuring.of(prompts, responses).log_prob.tolist() == adapted.tolist()
+    with pytest.raises(ValueError, match="no adapters"):
+        base.log_probs(prompts, responses, adapters=False)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_change_nothing_beyond_rounding(llama):
+    prompts, responses = sequences(16)
+    expected = engine(llama).of(prompts, responses)
+    before = [block._compiled_call_impl for block in llama.model.layers]
+    compiled = engine(llama, compile=True)
+    found = compiled.of(prompts, responses)
+    assert_close(found.gradient, expected.gradient, 1e-5)
+    assert [block._compiled_call_impl for block in llama.model.layers] == before == [None, None]
+    assert compiled.of(prompts[:1], responses[:1]).finite.all()
+
+
+@given(
+    owners=st.lists(st.integers(0, 4), min_size=1, max_size=30),
+    data=st.data(),
+    tokens=st.integers(1, 200),
+)
+def test_groups_and_batches_hold_every_row_once_within_the_budget(owners, data, tokens):
+    lengths = data.draw(st.lists(st.integers(1, 50), min_size=len(owners), max_size=len(owners)))
+    prompts = [[owner] * (owner + 1) for owner in owners]
+    responses = [[0] * length for length in lengths]
+    made = groups(range(len(owners)), prompts, responses, tokens)
+    assert sorted(row for group in made for row in group.rows) == list(range(len(owners)))
+    for group in made:
+        assert len({owners[row] for row in group.rows}) == 1
+        cost = len(prompts[group.rows[0]]) + sum(lengths[row] for row in group.rows)
+        assert group.tokens == cost
+        assert cost <= tokens or len(group.rows) == 1
+    for batch in batches(made, tokens):
+        assert len(batch) == 1 or sum(group.tokens for group in batch) <= tokens
+    assert sorted(id(g) for b in batches(made, tokens) for g in b) == sorted(map(id, made))
+
+
+@given(lengths=st.lists(st.integers(1, 500), min_size=1, max_size=20))
+def test_tiles_cover_a_sequence_and_waste_little(lengths):
+    lengths = sorted(lengths, reverse=True)
+    made = tiles(lengths, start=7)
+    assert [length for tile in made for length in tile.lengths] == lengths
+    ends = [tile.end for tile in made]
+    assert [tile.start for tile in made] == [7, *ends[:-1]]
+    assert [tile.first for tile in made] == [
+        sum(len(t.lengths) for t in made[:n]) for n in range(len(made))
+    ]
+    for tile in made:
+        assert max(tile.lengths) <= 32 or min(tile.lengths) >= 0.8 * max(tile.lengths)
