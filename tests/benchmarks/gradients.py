@@ -73,11 +73,12 @@ class Floor:
 def contenders() -> dict[str, Callable[[Tokens, Measuring], Contender]]:
     """By name, in the order they are shown; the floor comes first."""
     from tests.benchmarks import dense_peers, peers
-    from tests.benchmarks.ours import Ours
+    from tests.benchmarks.ours import Ours, OursCompiled
 
     return {
         "floor": Floor,
         "ours": Ours,
+        "ours_compiled": OursCompiled,
         "bergson": peers.Bergson,
         "bergson_responses": peers.BergsonResponses,
         "dattri": peers.Dattri,

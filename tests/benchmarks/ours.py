@@ -32,9 +32,14 @@ PART_PROMPTS = 32
 """Prompts in one part of the dataset whose memory is measured."""
 
 
-def engine(how: Measuring) -> ResponseGradients:
+def engine(how: Measuring, compile: bool = False) -> ResponseGradients:
     return ResponseGradients(
-        how.model(), rank=how.rank, dim=how.dim, seed=SEED, batch_tokens=how.batch_tokens
+        how.model(),
+        rank=how.rank,
+        dim=how.dim,
+        seed=SEED,
+        batch_tokens=how.batch_tokens,
+        compile=compile,
     )
 
 
@@ -43,13 +48,22 @@ class Ours:
 
     note = "1 row a response; pairs combined"
 
-    def __init__(self, data: Tokens, how: Measuring) -> None:
-        self.data, self.engine = data, engine(how)
+    def __init__(self, data: Tokens, how: Measuring, compile: bool = False) -> None:
+        self.data, self.engine = data, engine(how, compile)
 
     def run(self) -> float:
         measured = self.engine.of(self.data.prompts, self.data.responses)
         assert np.isfinite(pair_rows(self.data, measured)).all()
         return 0.0
+
+
+class OursCompiled(Ours):
+    """The same with the model's blocks through torch.compile; compiled in the warm-up."""
+
+    note = "the same, torch.compile"
+
+    def __init__(self, data: Tokens, how: Measuring) -> None:
+        super().__init__(data, how, compile=True)
 
 
 def pair_rows(data: Tokens, measured: Measured) -> np.ndarray:
