@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from bpo_data import __version__, disk
 from bpo_data.errors import UserError
 from bpo_data.tables import canonical
 from bpo_data.work import Work, difference
+from bpo_data.workers import Make, Workers
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -74,6 +76,15 @@ class Artifact:
         return path
 
 
+def _write_part(folder: Path, schema: pa.Schema, makes: str, name: str, table: pa.Table) -> None:
+    """Write a file of a stage's table in the schema's order; a null where none may be is a bug."""
+    table = table.select(schema.names).cast(schema)
+    for column in schema:
+        if not column.nullable and table[column.name].null_count:
+            raise AssertionError(f"{makes}.{column.name} has nulls")
+    disk.write_parquet(table, folder / name)
+
+
 class Draft:
     """An artifact in the making: what a stage's ``run`` writes to."""
 
@@ -98,7 +109,7 @@ class Draft:
     def write(self, table: pa.Table, name: str = "") -> None:
         """Write the stage's table, or the named file of it; columns must be the schema's."""
         name = name or f"{self.makes}.parquet"
-        disk.write_parquet(self.fitted(table), self.folder / name)
+        _write_part(self.folder, self.schema, self.makes, name, table)
         self.table_files.append(name)
 
     def write_beside(self, table: pa.Table, name: str) -> None:
@@ -106,22 +117,37 @@ class Draft:
         disk.write_parquet(table, self.folder / name)
 
     def map_parts(
-        self, rows: pa.Table, make: Callable[[pa.Table], pa.Table], part_rows: int
+        self,
+        rows: pa.Table,
+        make: Make,
+        part_rows: int,
+        workers: Workers | None = None,
     ) -> None:
         """Write ``make(part)`` for each ``part_rows`` rows; parts found finished are not remade.
 
         ``make`` sees its rows and nothing that ran before, so where the cuts fall and what
-        survived a crash change nothing. It may tell of rows done within the part through
-        ``progress``.
+        survived a crash change nothing, nor does making the parts in ``workers`` instead. It may
+        tell of rows done within the part through ``progress``.
         """
+        starts = range(0, max(rows.num_rows, 1), part_rows)
+        parts = [
+            (f"{self.makes}-{number:05d}.parquet", rows.slice(start, part_rows))
+            for number, start in enumerate(starts)
+        ]
+        missing = [part for part in parts if not (self.folder / part[0]).exists()]
+        write = partial(_write_part, self.folder, self.schema, self.makes)
         with self.bar(rows.num_rows, "rows") as self.progress:
-            for number, start in enumerate(range(0, max(rows.num_rows, 1), part_rows)):
-                name = f"{self.makes}-{number:05d}.parquet"
-                part = rows.slice(start, part_rows)
-                if not (self.folder / name).exists():
-                    disk.write_parquet(self.fitted(make(part)), self.folder / name)
-                self.table_files.append(name)
-                self.progress.update(start + part.num_rows - self.progress.n)
+            self.progress.update(rows.num_rows - sum(part.num_rows for _, part in missing))
+            if workers and workers.count > 1 and len(missing) > 1:
+                for done in workers.each(missing, write):
+                    self.progress.update(done)
+                missing = []
+            end = self.progress.n
+            for name, part in missing:
+                write(name, make(part))
+                end += part.num_rows
+                self.progress.update(end - self.progress.n)
+        self.table_files += [name for name, _ in parts]
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """What has been written of the stage's table."""
@@ -130,14 +156,6 @@ class Draft:
         return pa.concat_tables(
             pq.ParquetFile(self.folder / name).read(columns=columns) for name in self.table_files
         ).combine_chunks()
-
-    def fitted(self, table: pa.Table) -> pa.Table:
-        """The table with the schema's order; a null where none is allowed is our bug."""
-        table = table.select(self.schema.names).cast(self.schema)
-        for column in self.schema:
-            if not column.nullable and table[column.name].null_count:
-                raise AssertionError(f"{self.makes}.{column.name} has nulls")
-        return table
 
     def file(self, name: str) -> Path:
         """Where an extra file or folder of the artifact goes, such as ``model``."""

@@ -51,6 +51,8 @@ class Policy:
 def load_policy(model: str, revision: str | None, device: str, dtype: str) -> Policy:
     """A policy from a folder or from the hub, in eval mode on ``device`` with ``dtype`` weights.
 
+    On the device ``spread`` its blocks are divided among all GPUs.
+
     Only safetensors weights are read and no code of the checkpoint is run. Raises UserError, one
     line naming sft.model, when there is no such model, its weights are pickled, its length is
     unknown, or its tokenizer has no chat template or no token to end or to pad with.
@@ -61,10 +63,11 @@ def load_policy(model: str, revision: str | None, device: str, dtype: str) -> Po
     quiet_progress()
     check_location(model)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    place = {"device_map": "auto"} if device == "spread" else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, **options)
         loaded = AutoModelForCausalLM.from_pretrained(
-            model, use_safetensors=True, dtype=dtype, **options
+            model, use_safetensors=True, dtype=dtype, **options, **place
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0][:200]
@@ -84,7 +87,8 @@ def load_policy(model: str, revision: str | None, device: str, dtype: str) -> Po
                 f"Name them as eos_token and pad_token in its tokenizer_config.json."
             )
         tokenizer.pad_token = tokenizer.eos_token
-    policy = Policy(loaded.to(device).eval(), tokenizer)
+    loaded = loaded.eval() if place else loaded.eval().to(device)
+    policy = Policy(loaded, tokenizer)
     try:
         _ = policy.context
     except ValueError as error:

@@ -22,7 +22,12 @@ class Runtime:
     """Where artifacts are kept; relative to the folder the command is started in."""
 
     device: str = "auto"
-    """``auto`` (a GPU when torch sees one), ``cpu`` or ``cuda``."""
+    """``auto`` (a GPU when torch sees one), ``cpu``, ``cuda``, or ``spread``: a policy too large
+    for one GPU over all of them, block by block (to sample from and to measure, not to train)."""
+
+    processes: int = 1
+    """Processes of the ``gradients`` stage, each with the model loaded once and a GPU of its own as
+    far as they go round; 0 means one for each GPU."""
 
     threads: int = 1
     """CPU threads of torch and FAISS. On small models more threads are slower, not faster."""
@@ -34,8 +39,12 @@ class Runtime:
     """The request store, a SQLite file; empty means ``requests.sqlite`` in ``runtime.folder``."""
 
     def problems(self) -> Iterator[str]:
-        if self.device not in ("auto", "cpu", "cuda"):
-            yield f"runtime.device={self.device}: choose auto, cpu or cuda."
+        if self.device not in ("auto", "cpu", "cuda", "spread"):
+            yield f"runtime.device={self.device}: choose auto, cpu, cuda or spread."
+        if self.processes < 0:
+            yield f"runtime.processes={self.processes}: use at least 1, or 0 for one a GPU."
+        if self.device == "spread" and self.processes != 1:
+            yield "runtime.device=spread has one model on all GPUs: use runtime.processes=1."
         if self.threads < 1:
             yield f"runtime.threads={self.threads}: use at least 1."
         if self.concurrency < 1:
@@ -47,15 +56,31 @@ class Runtime:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def torch_device(self) -> str:
-        """``cpu`` or ``cuda``, with torch's threads set. Raises UserError when there is no GPU."""
+    def torch_device(self, *, spread: bool = False, process: int | None = None) -> str:
+        """Where a model goes, with torch's threads set: ``cpu``, ``cuda`` or the GPU of a process;
+        ``spread`` where that is asked for and the caller can. Raises UserError when a GPU is asked
+        for and there is none."""
         import torch
 
         torch.set_num_threads(self.threads)
         present = torch.cuda.is_available()
-        if self.device == "cuda" and not present:
-            raise UserError("runtime.device=cuda but torch sees no GPU. Use runtime.device=cpu.")
-        return "cuda" if present and self.device != "cpu" else "cpu"
+        if self.device in ("cuda", "spread") and not present:
+            raise UserError(
+                f"runtime.device={self.device} but torch sees no GPU. Use runtime.device=cpu."
+            )
+        if not present or self.device == "cpu":
+            return "cpu"
+        if self.device == "spread" and spread:
+            return "spread"
+        return "cuda" if process is None else f"cuda:{process % torch.cuda.device_count()}"
+
+    def process_count(self) -> int:
+        """Processes to use: as many as asked for, or one for each GPU."""
+        import torch
+
+        if self.processes:
+            return self.processes
+        return max(1, torch.cuda.device_count()) if self.device != "cpu" else 1
 
 
 def quiet_libraries() -> None:

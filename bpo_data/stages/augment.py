@@ -162,7 +162,7 @@ def sample_locally(draft: Draft, config: AugmentConfig, runtime: Runtime, wanted
     from bpo_data.policy import load_policy, policy_location
 
     model, revision = policy_location(draft.inputs["policy"].folder)
-    policy = load_policy(model, revision, runtime.torch_device(), "auto")
+    policy = load_policy(model, revision, runtime.torch_device(spread=True), "auto")
 
     def make(part: pa.Table) -> pa.Table:
         rows = part.to_pylist()

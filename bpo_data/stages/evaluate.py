@@ -84,7 +84,9 @@ def run(
     policies = {}
     for side, table in (("sft", "policy"), ("trained", "trained")):
         model, revision = policy_location(draft.inputs[table].folder)
-        policies[side] = load_policy(model, revision, runtime.torch_device(), config.dtype)
+        policies[side] = load_policy(
+            model, revision, runtime.torch_device(spread=True), config.dtype
+        )
     asked = held_out(prompts, config)
     judge = ScoreConfig(**draft.inputs["scores"].manifest["settings"]).judge()
     if not asked:

@@ -1,0 +1,69 @@
+"""Parts of a stage's table made by several processes on one machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from bpo_data.errors import UserError
+
+Make = Callable[[pa.Table], pa.Table]
+"""Rows of one part -> the part of the table."""
+
+SetUp = Callable[[int], Make]
+"""Called once in every process with its number; what it holds must be picklable."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """``count`` processes, each with its own copy of whatever ``set_up`` loads.
+
+    They are spawned, never forked: after torch or FAISS has used threads, a forked child hangs.
+    """
+
+    count: int
+    set_up: SetUp
+
+    def each(
+        self, parts: list[tuple[str, pa.Table]], write: Callable[[str, pa.Table], None]
+    ) -> Iterator[int]:
+        """Make and write every part; yields its number of rows as it is done, in any order.
+
+        ``write`` runs in the worker and must be picklable. The first error of a worker is raised
+        here; parts that are done by then stay.
+        """
+        context = multiprocessing.get_context("spawn")
+        numbers: Any = context.SimpleQueue()
+        for number in range(self.count):
+            numbers.put(number)
+        pool = ProcessPoolExecutor(self.count, context, _begin, (self.set_up, numbers))
+        try:
+            waiting = {pool.submit(_make, *part, write): part[1].num_rows for part in parts}
+            for done in as_completed(waiting):
+                done.result()
+                yield waiting[done]
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process was killed, most often for want of memory. Use fewer of them "
+                "(runtime.processes) or smaller batches, and run the same command again: parts "
+                "that are done are kept."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_making: list[Make] = []
+
+
+def _begin(set_up: SetUp, numbers: Any) -> None:
+    _making.append(set_up(numbers.get()))
+
+
+def _make(name: str, rows: pa.Table, write: Callable[[str, pa.Table], None]) -> None:
+    write(name, _making[-1](rows))
