@@ -219,6 +219,40 @@ def test_settings_that_measure_nothing_are_refused(llama):
         engine(llama, rank=0)
 
 
+def test_inner_products_err_like_one_over_root_dim_against_exact_gradients(llama):
+    # Rank 48 is wider than the layers, so that the sketch decides.
+    prompts, responses = sequences(12)
+    exact = unit([whole_gradient(llama, *row) for row in zip(prompts, responses, strict=True)])
+    apart = ~np.eye(len(exact), dtype=bool)
+    errors = {}
+    for dim in (32, 128, 512):
+        found = [
+            unit(engine(llama, rank=48, dim=dim, seed=seed).of(prompts, responses).gradient)
+            for seed in range(6)
+        ]
+        wrong = np.array([(rows @ rows.T - exact @ exact.T)[apart] for rows in found])
+        errors[dim] = float(np.sqrt((wrong**2).mean()))
+        assert abs(wrong.mean()) < errors[dim] / 5, "the error is not centred"
+    assert errors[32] / errors[128] == pytest.approx(2, rel=0.25), errors
+    assert errors[128] / errors[512] == pytest.approx(2, rel=0.25), errors
+
+
+def unit(rows: Any) -> np.ndarray:
+    rows = np.asarray(rows, np.float64)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def whole_gradient(model: Any, prompt: list[int], response: list[int]) -> np.ndarray:
+    """All weight gradients of the blocks' linear layers, end to end, not projected."""
+    model.zero_grad()
+    logits = model.eval()(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+    logits.log_softmax(-1)[range(len(response)), response].sum().backward()
+    linear = [m for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
+    whole = torch.cat([module.weight.grad.flatten() for module in linear]).numpy().copy()
+    model.zero_grad()
+    return whole
+
+
 def test_pair_gradient_by_hand():
     chosen, rejected = np.array([[1.0, 2.0], [3.0, 0.0]]), np.array([[4.0, -2.0], [1.0, 1.0]])
     found = pair_gradients(chosen, rejected, np.array([-0.5, -2.0]), np.array([0.5, 1.0]))

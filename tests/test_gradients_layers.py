@@ -233,3 +233,19 @@ def state(model: nn.Module) -> list[Any]:
         (len(m._forward_hooks), len(m._forward_pre_hooks), sorted(m.__dict__))
         for m in model.modules()
     ]
+
+
+@pytest.mark.parametrize("kind", ["llama", "mixtral", "gpt2"])
+def test_a_model_that_accelerate_has_spread_is_measured(kind):
+    accelerate = pytest.importorskip("accelerate")
+    prompts, responses = sequences()
+    expected = engine(policy(kind)).of(prompts, responses)
+    model = policy(kind)
+    base = model.base_model_prefix
+    places = {f"{base}.{name}": "cpu" for name, _ in getattr(model, base).named_children()}
+    spread = accelerate.dispatch_model(
+        model, {**places, "lm_head": "cpu"}, main_device="cpu", force_hooks=True
+    )
+    found = engine(spread)
+    assert found.shares
+    assert_close(found.of(prompts, responses).gradient, expected.gradient, 1e-6)

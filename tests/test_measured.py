@@ -58,7 +58,9 @@ def clustered(folder, gradients: np.ndarray, **options) -> Artifact:
         {
             "response_id": ids,
             "gradient": vectors(gradients.astype(np.float32)),
+            "scale": pa.array(np.ones(2 * count, dtype=np.float32)),
             "log_prob": pa.array(np.zeros(2 * count, dtype=np.float32)),
+            "reference_log_prob": pa.array(np.zeros(2 * count, dtype=np.float32)),
             "tokens": pa.array(np.full(2 * count, 5, dtype=np.int32)),
         }
     )

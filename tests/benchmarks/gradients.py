@@ -189,6 +189,8 @@ def measuring(options: argparse.Namespace) -> Measuring:
 
 def compare(options: argparse.Namespace, how: Measuring, prompts: int) -> dict[str, Any]:
     """Time the contenders on one workload and print their table."""
+    from tests.benchmarks import ours
+
     names = options.only.split(",") if options.only else list(contenders())
     if unknown := set(names) - set(contenders()):
         raise SystemExit(f"--only: no contender {unknown.pop()}; there are {list(contenders())}")
@@ -204,6 +206,15 @@ def compare(options: argparse.Namespace, how: Measuring, prompts: int) -> dict[s
     ready = set_up(["floor", *(name for name in names if name != "floor")], data, how)
     result = summary(take_turns(ready, options.rounds, how.device), prompts)
     print_table(result, ready)
+    peak = ours.matmul_peak(how)
+    for name in ("ours", "ours_compiled"):
+        if name in result:
+            rate = ours.operations(data, how) / result[name]["seconds"]
+            result[name]["share_of_peak"] = rate / peak
+            print(
+                f"{name}: {rate:.3g} operations/s in matrix products, {rate / peak:.0%} of the "
+                f"{peak:.3g} of one large product"
+            )
     notes = {name: contender.note for name, contender in ready.items()}
     return {"contenders": result, "notes": notes}
 

@@ -15,6 +15,7 @@ from bpo_data.gradients.engine import Measured, ResponseGradients
 from bpo_data.gradients.pairs import pair_gradients
 from bpo_data.gradients.projection import Sketch, layer_signs
 from bpo_data.losses import coefficients
+from tests.benchmarks.machine import clock
 from tests.benchmarks.workloads import (
     BETA,
     SIZES,
@@ -55,6 +56,41 @@ class Ours:
         measured = self.engine.of(self.data.prompts, self.data.responses)
         assert np.isfinite(pair_rows(self.data, measured)).all()
         return 0.0
+
+
+def operations(data: Tokens, how: Measuring) -> float:
+    """Floating-point operations of our matrix products, two for each weight and token.
+
+    A prompt but its last token runs forward once and backward once for each of its responses, and
+    nothing above the last block's keys and values; a response runs once in both directions; the
+    head sees responses only. Attention and projections are not counted.
+    """
+    shape = SIZES[how.size]
+    heads = shape.hidden // shape.heads * shape.key_heads
+    block = 2 * shape.hidden * (shape.hidden + heads) + 3 * shape.hidden * shape.inner
+    keys = 2 * shape.hidden * heads
+    blocks, below = shape.layers * block, (shape.layers - 1) * block + keys
+    own = sum(map(len, data.responses))
+    shared = {tuple(prompt): len(prompt) - 1 for prompt in data.prompts}
+    back = sum(len(prompt) - 1 for prompt in data.prompts)
+    head = shape.hidden * shape.vocabulary
+    return 2.0 * (2 * own * (blocks + head) + (sum(shared.values()) + back) * below)
+
+
+def matmul_peak(how: Measuring) -> float:
+    """Operations a second of one large matrix product on this device in this dtype."""
+    size = 8192 if how.device.startswith("cuda") else 2048
+    left, right = (
+        torch.randn(size, size, device=how.device, dtype=getattr(torch, how.dtype))
+        for _ in range(2)
+    )
+    left @ right
+    best = np.inf
+    for _ in range(5):
+        start = clock(how.device)
+        left @ right
+        best = min(best, clock(how.device) - start)
+    return 2.0 * size**3 / best
 
 
 class OursCompiled(Ours):

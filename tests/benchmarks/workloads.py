@@ -39,6 +39,10 @@ SIZES = {
     "M": Shape(768, 2048, 12, 12, 12, 8_192, "bfloat16"),
     # Layers and vocabulary of Qwen2.5-0.5B, 6 of its 24 layers: the output head is most of it.
     "Q": Shape(896, 4864, 6, 14, 2, 151_936, "bfloat16"),
+    # For a GPU: the shapes of Qwen2.5-0.5B, Qwen2.5-1.5B and Llama-3.1-8B.
+    "0.5B": Shape(896, 4864, 24, 14, 2, 151_936, "bfloat16"),
+    "1.5B": Shape(1536, 8960, 28, 12, 2, 151_936, "bfloat16"),
+    "8B": Shape(4096, 14336, 32, 32, 8, 128_256, "bfloat16"),
 }
 
 
@@ -112,8 +116,9 @@ class Measuring:
             use_cache=False,
         )
         torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-        return model.to(device=self.device, dtype=getattr(torch, self.dtype)).eval()
+        with torch.device(self.device):
+            model = LlamaForCausalLM._from_config(config, dtype=getattr(torch, self.dtype))
+        return model.eval()
 
 
 @dataclass(frozen=True)
