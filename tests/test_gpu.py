@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import TINY, run
+from tiny_models import CONFIGS, assert_close, engine, policy, sequences
 
 from bpo_data.generation import sample
 from bpo_data.gradients.engine import ResponseGradients
@@ -34,13 +35,33 @@ def policies() -> dict[str, Policy]:
 
 def test_gradients_are_those_of_the_cpu(policies):
     found = {}
-    for device, policy in policies.items():
-        tokens = [encode(policy.tokenizer, prompt, text) for prompt, text in TALKS]
-        engine = ResponseGradients(policy.model, rank=8, dim=128, seed=0)
-        found[device] = engine.of([row[0] for row in tokens], [row[1] for row in tokens])
+    for device, made in policies.items():
+        tokens = [encode(made.tokenizer, prompt, text) for prompt, text in TALKS]
+        measuring = ResponseGradients(made.model, rank=8, dim=128, seed=0)
+        found[device] = measuring.of([row[0] for row in tokens], [row[1] for row in tokens])
     scale = np.abs(found["cpu"].gradient).max()
     np.testing.assert_allclose(found["cuda"].gradient, found["cpu"].gradient, atol=2e-3 * scale)
     np.testing.assert_allclose(found["cuda"].log_prob, found["cpu"].log_prob, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind != "bloom"])
+def test_shared_prompts_give_what_whole_sequences_give(kind):
+    prompts, responses = sequences(16)
+    model = policy(kind).to("cuda")
+    shared = engine(model)
+    assert shared.shares
+    found = shared.of(prompts, responses)
+    assert_close(found.gradient, engine(model, share=False).of(prompts, responses).gradient, 1e-3)
+    assert_close(found.gradient, engine(policy(kind)).of(prompts, responses).gradient, 1e-2)
+
+
+def test_bfloat16_on_the_gpu_is_near_float32_on_the_cpu():
+    prompts, responses = sequences(16)
+    exact = engine(policy("llama")).of(prompts, responses).gradient
+    model = policy("llama").to("cuda", torch.bfloat16)
+    for compile in (False, True):
+        found = engine(model, compile=compile).of(prompts, responses).gradient
+        assert_close(found, exact, 0.1)
 
 
 def test_likelihoods_are_those_of_the_cpu(policies):

@@ -52,6 +52,17 @@ def test_shared_prompts_give_what_whole_sequences_give(kind):
     assert shared.log_prob == pytest.approx(expected.log_prob, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind != "bloom"])
+def test_attention_without_the_cpus_kernel_is_the_same(kind, monkeypatch):
+    # What runs on a GPU: torch's public attention, tile by tile.
+    prompts, responses = sequences(16)
+    expected = engine(policy(kind)).of(prompts, responses)
+    monkeypatch.setattr(kernels.Kernel, "fused", lambda *args: False)
+    found = engine(policy(kind))
+    assert found.shares
+    assert_close(found.of(prompts, responses).gradient, expected.gradient, 1e-5)
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     owners=st.lists(st.integers(0, 3), min_size=1, max_size=9),
