@@ -59,11 +59,15 @@ class Workers:
 
 
 _making: list[Make] = []
+_begun: list[tuple[SetUp, int]] = []
 
 
 def _begin(set_up: SetUp, numbers: Any) -> None:
-    _making.append(set_up(numbers.get()))
+    _begun.append((set_up, numbers.get()))
 
 
 def _make(name: str, rows: pa.Table, write: Callable[[str, pa.Table], None]) -> None:
+    if not _making:  # here and not in _begin, whose errors would not reach the caller
+        set_up, number = _begun[-1]
+        _making.append(set_up(number))
     write(name, _making[-1](rows))

@@ -213,6 +213,8 @@ def test_last_blocks_are_the_last_ones():
     model = transformers.AutoModelForCausalLM.from_config(config)
     found = {name.split(".")[2] for name in engine(model, layers="last:3").layers}
     assert found == {"8", "9", "10"}, "by number, not as text"
+    every = set(engine(model).layers)
+    assert set(engine(model, layers="last:20").layers) == every, "more than there are is all"
     with pytest.raises(ValueError, match="last:0"):
         engine(model, layers="last:0")
 

@@ -235,6 +235,19 @@ def test_adapters_off_is_the_reference():
         base.log_probs(prompts, responses, adapters=False)
 
 
+def test_modules_that_an_adapter_trains_whole_are_off_too():
+    peft = pytest.importorskip("peft")
+    prompts, responses = sequences()
+    setting = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
+    wrapped = peft.get_peft_model(policy("llama"), setting)
+    for name, weight in wrapped.named_parameters():
+        if "lora_B" in name or "modules_to_save" in name:
+            weight.data.normal_(std=0.3)
+    found = engine(wrapped).log_probs(prompts, responses, adapters=False)
+    expected = engine(policy("llama")).log_probs(prompts, responses)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_blocks_change_nothing_beyond_rounding(llama):
     prompts, responses = sequences(16)

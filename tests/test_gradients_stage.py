@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from bpo_data.stages import cluster, gradients
 from bpo_data.stages.cluster import ClusterConfig
 from bpo_data.stages.gradients import GradientsConfig
 from bpo_data.tables import ID, MSG, matrix
+from bpo_data.workers import Workers
 
 RANK, DIM, BETA = 4, 96, 0.1
 SIZES = Scratch(width=24, hidden=32, heads=2, layers=2, positions=64)
@@ -79,15 +83,17 @@ def responses_table(texts: list[list[str]]) -> pa.Table:
     )
 
 
-def measure(folder: Path, policy: Path, texts: list[list[str]], **settings: Any) -> Draft:
+def measure(
+    folder: Path, policy: Path, texts: list[list[str]], processes: int = 1, **settings: Any
+) -> Draft:
     config = GradientsConfig(**({"rank": RANK, "dim": DIM, "seed": 3} | settings))
     assert not list(config.problems())
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     draft = Draft(folder, "gradients", gradients.schema(config), {"policy": Artifact(policy, {})})
     prompts = pa.table(
         {"prompt_id": pa.array([f"p{n}" for n in range(4)], ID), "prompt": pa.array(ASKED, MSG)}
     )
-    runtime = Runtime(device="cpu")
+    runtime = Runtime(device="cpu", processes=processes)
     gradients.run(draft, config, runtime, prompts=prompts, responses=responses_table(texts))
     return draft
 
@@ -304,6 +310,41 @@ def test_it_tells_how_it_measured(started, tmp_path, monkeypatch):
     )
 
 
+def test_processes_make_the_same_bytes(started, tmp_path, monkeypatch):
+    monkeypatch.setattr(gradients, "PART_ROWS", 3)
+    one = measure(tmp_path / "one", started, TEXTS)
+    several = measure(tmp_path / "several", started, TEXTS, processes=2)
+    assert several.table_files == one.table_files
+    assert len(one.table_files) == 4
+    for name in [*one.table_files, "set_aside.parquet"]:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "several" / name).read_bytes()
+    before = {name: (several.folder / name).stat().st_mtime_ns for name in several.table_files}
+    (several.folder / one.table_files[2]).unlink()
+    again = measure(tmp_path / "several", started, TEXTS, processes=2)
+    after = {name: (again.folder / name).stat().st_mtime_ns for name in again.table_files}
+    assert [name for name in before if before[name] != after[name]] == [one.table_files[2]]
+
+
+def die(number: int) -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stumble(number: int) -> Any:
+    raise UserError(f"process {number} has no model")
+
+
+def keep(folder: Path, name: str, part: pa.Table) -> None:
+    (folder / name).write_text(str(part.num_rows))
+
+
+def test_a_worker_that_is_killed_or_fails_is_told(tmp_path):
+    parts = [(f"part{n}", pa.table({"x": [n]})) for n in range(8)]
+    with pytest.raises(UserError, match="a worker process was killed"):
+        list(Workers(2, die).each(parts, partial(keep, tmp_path)))
+    with pytest.raises(UserError, match="has no model"):
+        list(Workers(2, stumble).each(parts, partial(keep, tmp_path)))
+
+
 def test_one_response_too_large_for_the_memory_is_a_user_error(started, tmp_path, monkeypatch):
     def full(*_: Any) -> Any:
         raise torch.OutOfMemoryError
@@ -313,14 +354,11 @@ def test_one_response_too_large_for_the_memory_is_a_user_error(started, tmp_path
         measure(tmp_path / "made", started, TEXTS)
 
 
-def test_a_model_that_does_not_say_its_blocks_is_not_compiled(started, tmp_path, monkeypatch):
-    from transformers import LlamaForCausalLM
-
-    for kind in LlamaForCausalLM.__mro__[:3]:
-        monkeypatch.setattr(kind, "_no_split_modules", None, raising=False)
-    monkeypatch.setattr(LlamaForCausalLM, "post_init", lambda self: None)
+def test_a_model_that_does_not_say_its_blocks_is_not_compiled(started):
+    policy = load_policy(str(started / "model"), None, "cpu", "float32")
+    policy.model._no_split_modules = None
     with pytest.raises(UserError, match=r"compile=true: .* Use gradients\.compile=false"):
-        measure(tmp_path / "made", started, TEXTS, compile=True)
+        gradients.engine_of(policy, GradientsConfig(compile=True), "")
 
 
 @pytest.mark.slow

@@ -21,13 +21,17 @@ class CompiledBlocks:
         if not self.blocks:
             raise ValueError(f"{type(model).__name__} does not say what its blocks are: no compile")
         self._ready: dict[nn.Module, object] = {}
+        self.seconds = 0.0
+        """Spent on compiling so far."""
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """The blocks run compiled inside the block and as before after it."""
         import torch._dynamo.config as dynamo
         import torch._functorch.config as functorch
+        from torch._dynamo.utils import calculate_time_spent
 
+        started = calculate_time_spent().get("entire_frame_compile", 0.0)
         before = [(block, block._compiled_call_impl) for block in self.blocks]
         try:
             for block in self.blocks:
@@ -45,3 +49,5 @@ class CompiledBlocks:
         finally:
             for block, call in before:
                 block._compiled_call_impl = call
+            spent = calculate_time_spent().get("entire_frame_compile", 0.0)
+            self.seconds += spent - started

@@ -101,7 +101,7 @@ def _picker(layers: str, names: list[str]) -> Callable[[str, bool], bool]:
     if last is None:
         return lambda name, is_head: re.search(layers, name) is not None
     blocks = {int(found[1]) for name in names if (found := _BLOCK.search(name))}
-    kept = set(sorted(blocks)[len(blocks) - int(last[1]) :] if int(last[1]) else ())
+    kept = set(sorted(blocks, reverse=True)[: int(last[1])])
     return lambda name, is_head: (
         not is_head and (found := _BLOCK.search(name)) is not None and int(found[1]) in kept
     )

@@ -65,6 +65,9 @@ class Config:
                 f"augment.client={self.augment.client} would have no points. Set "
                 f"augment.client=given, or another score.kind."
             )
+        trained = self.sft.kind != "given"
+        if self.gradients.preconditioner == "adam" and trained and not self.sft.keep_moments:
+            yield "gradients.preconditioner=adam wants Adam's moments: set sft.keep_moments=true."
         if self.sft.model:
             try:
                 check_location(self.sft.model)

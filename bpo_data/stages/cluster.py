@@ -18,7 +18,7 @@ from bpo_data.runtime import Runtime
 from bpo_data.stages.select import default_k
 from bpo_data.tables import ID, columns, lookup, matrix
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
@@ -108,21 +108,30 @@ def gradients_of(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each pair's gradient (n, d) float32 at the SFT policy, and its completion tokens (n,).
 
-    The policy is its own reference here, so both log-ratios are 0 (method: the pair gradient is
-    the loss's two partial derivatives times the two response gradients).
+    It is the loss's two partial derivatives, at the log-ratios of policy and reference, times the
+    two response gradients. Their scales go into the derivatives: float16 rows are never widened.
     """
     from bpo_data.gradients.pairs import pair_gradients
 
     chosen = lookup(gradients, "response_id", pairs["chosen_id"])
     rejected = lookup(gradients, "response_id", pairs["rejected_id"])
-    at_reference = np.zeros(pairs.num_rows)
+    of_chosen, of_rejected = coefficients(
+        config.loss, log_ratios(chosen), log_ratios(rejected), config.beta
+    )
     rows = pair_gradients(
         matrix(chosen["gradient"]),
         matrix(rejected["gradient"]),
-        *coefficients(config.loss, at_reference, at_reference, config.beta),
+        of_chosen * chosen["scale"].to_numpy(),
+        of_rejected * rejected["scale"].to_numpy(),
     )
     tokens = chosen["tokens"].to_numpy() + rejected["tokens"].to_numpy()
     return rows, tokens
+
+
+def log_ratios(rows: pa.Table) -> np.ndarray:
+    """log pi(response | prompt) - log ref(response | prompt) in nats, (n,) float64."""
+    policy, reference = (rows[name].to_numpy() for name in ("log_prob", "reference_log_prob"))
+    return policy.astype(np.float64) - reference
 
 
 def flat(rows: np.ndarray, seed: int) -> np.ndarray:

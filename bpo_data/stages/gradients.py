@@ -2,44 +2,73 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bpo_data import disk
 from bpo_data.artifacts import Draft
 from bpo_data.errors import UserError
-from bpo_data.runtime import Runtime
-from bpo_data.tables import ID, columns, lookup, vectors
+from bpo_data.policy import check_location
+from bpo_data.runtime import Runtime, quiet_libraries
+from bpo_data.tables import ID, columns
+from bpo_data.workers import Workers
 
 if TYPE_CHECKING:
     from bpo_data.gradients.engine import ResponseGradients
+    from bpo_data.measuring import Aside, Measurer
     from bpo_data.policy import Policy
 
-VERSION = 1
+VERSION = 2
 PART_ROWS = 256  # part of the format: batches never straddle a part
-SET_ASIDE = pa.schema([("response_id", pa.string()), ("reason", pa.string())])
+SET_ASIDE = pa.schema([(name, pa.string()) for name in ("response_id", "reason", "detail")])
+STORES = {"float32": pa.float32(), "float16": pa.float16()}
 
 
 @dataclass
 class GradientsConfig:
-    rank: int = 16
-    """Rank of the two-sided projection: each linear layer leaves rank * rank numbers."""
+    rank: int = 32
+    """Rank of the two-sided projection: a linear layer leaves rank * rank numbers. Our choice."""
 
     dim: int = 1024
     """Numbers kept per response after the layers are sketched together."""
 
     layers: str = "blocks"
-    """``blocks`` (linear layers but the output head), ``all``, or a regular expression of names."""
+    """``blocks`` (linear layers but the output head), ``all``, ``last:n`` (those of the last n
+    blocks), or a regular expression of names."""
 
     dtype: str = "auto"
     """``auto`` (the model's own), ``float32`` or ``bfloat16``; sums are float32 always."""
 
+    store: str = "float32"
+    """How gradients are written: ``float32``, or ``float16`` in half the space, each row over a
+    power of two of its own (column ``scale``) so that none is too large or too small for it."""
+
+    reference: str = ""
+    """What pair losses compare the policy with: empty (itself, as at the start of training),
+    ``adapter_off`` (the model without the policy's PEFT adapters), or a folder or hub model with
+    the policy's tokenizer, which lies in memory beside it. Costs a forward pass."""
+
+    reference_revision: str = ""
+    """Branch, tag or commit of a hub model as reference; empty means its main branch."""
+
+    preconditioner: str = "none"
+    """``none``, or ``adam``: each weight's gradient over the root of its second moment, of
+    ``sft.keep_moments``. It costs what forming each response's weight gradients costs."""
+
+    compile: bool = False
+    """Run the model's blocks through torch.compile: less time per token after a slow start, which
+    the stage tells, with other last bits."""
+
     batch_tokens: int = 8192
-    """Tokens in one batch, padding counted."""
+    """Tokens in one batch, each prompt's counted once."""
 
     seed: int = 0
     """Draws the projections, with each layer's name."""
@@ -47,15 +76,42 @@ class GradientsConfig:
     def problems(self) -> Iterator[str]:
         if min(self.rank, self.dim, self.batch_tokens) < 1:
             yield "gradients.rank, gradients.dim and gradients.batch_tokens must be at least 1."
-        if self.dtype not in ("auto", "float32", "bfloat16"):
-            yield f"gradients.dtype={self.dtype}: choose auto, float32 or bfloat16."
+        for name, choices in {
+            "dtype": ("auto", "float32", "bfloat16"),
+            "store": tuple(STORES),
+            "preconditioner": ("none", "adam"),
+        }.items():
+            if getattr(self, name) not in choices:
+                said = f"{', '.join(choices[:-1])} or {choices[-1]}"
+                yield f"gradients.{name}={getattr(self, name)}: choose {said}."
+        if self.layers.startswith("last:") and not re.fullmatch("last:0*[1-9][0-9]*", self.layers):
+            yield f"gradients.layers={self.layers}: write last:2 for the last two blocks."
+        try:
+            re.compile(self.layers)
+        except re.error as error:
+            yield f"gradients.layers={self.layers} is no regular expression: {error}."
+        if self.reference not in ("", "adapter_off"):
+            try:
+                check_location(self.reference)
+            except UserError as error:
+                yield str(error).replace("sft.model", "gradients.reference")
+        elif self.reference_revision:
+            yield "gradients.reference_revision is of a hub model: name it in gradients.reference."
+
+
+def outside(config: GradientsConfig) -> dict[str, str]:
+    """Digests of a local reference's files, so that a changed model is noticed."""
+    return disk.folder_digests(config.reference)
 
 
 def schema(config: GradientsConfig) -> pa.Schema:
+    """A response's gradient is ``gradient`` times ``scale``; log-probabilities are in nats."""
     return columns(
         response_id=ID,
-        gradient=pa.list_(pa.float32()),
+        gradient=pa.list_(STORES[config.store]),
+        scale=pa.float32(),
         log_prob=pa.float32(),
+        reference_log_prob=pa.float32(),
         tokens=pa.int32(),
     )
 
@@ -68,40 +124,28 @@ def run(
     prompts: pa.Table,
     responses: pa.Table,
 ) -> None:
-    from bpo_data.policy import load_policy, policy_location
+    from bpo_data.measuring import set_aside
 
-    model, revision = policy_location(draft.inputs["policy"].folder)
-    policy = load_policy(model, revision, runtime.torch_device(), config.dtype)
-    engine = engine_of(policy, config)
     usable = responses.filter(pc.equal(responses["state"], "ok"))
     owners = prompts.select(["prompt_id", "prompt"])
-    draft.schema = draft.schema.set(
-        1, pa.field("gradient", pa.list_(pa.float32(), engine.dim), nullable=False)
-    )
-
-    def make(part: pa.Table) -> pa.Table:
-        rows = [row for row in encoded(policy, owners, part) if len(row) == 3]
-        measured = engine.of([row[1] for row in rows], [row[2] for row in rows])
-        names = pa.array([row[0] for row in rows], ID)
-        columns_ = [names, vectors(measured.gradient), measured.log_prob, measured.tokens]
-        return pa.table(columns_, schema=draft.schema).filter(pa.array(measured.finite))
-
-    draft.map_parts(usable, make, PART_ROWS)
-    measured = draft.read(["response_id", "tokens"])
-    found = pc.is_in(usable["response_id"], measured["response_id"].combine_chunks())
-    set_aside = [
-        {"response_id": row[0], "reason": row[1] if len(row) == 2 else "not_finite"}
-        for row in encoded(policy, owners, usable.filter(pc.invert(found)))
-    ]
-    draft.write_beside(pa.Table.from_pylist(set_aside, schema=SET_ASIDE), "set_aside.parquet")
-    draft.note(len(set_aside), usable.num_rows, "responses set aside in set_aside.parquet")
+    folder, count = draft.inputs["policy"].folder, runtime.process_count()
+    # With workers this process only encodes, and leaves the GPUs to them.
+    device = runtime.torch_device(spread=True) if count == 1 else "cpu"
+    measurer = measurer_of(folder, config, device, owners)
+    workers = Workers(count, partial(in_worker, folder, config, runtime, owners))
+    gradient = pa.list_(STORES[config.store], measurer.engine.dim)
+    draft.schema = draft.schema.set(1, pa.field("gradient", gradient, nullable=False))
+    draft.map_parts(usable, measurer, PART_ROWS, workers)
+    kept = draft.read(["response_id", "tokens"])
+    missing = pc.invert(pc.is_in(usable["response_id"], kept["response_id"].combine_chunks()))
+    aside = [set_aside(row) for row in measurer.encoded(usable.filter(missing))]
+    tell_what(draft, aside, usable.num_rows)
+    tell_how(draft, config, measurer)
     draft.facts |= {
-        "responses": usable.num_rows,
-        "set_aside": dict(Counter(row["reason"] for row in set_aside)),
-        "tokens": int(measured["tokens"].to_numpy().sum()),
-        "dim": engine.dim,
+        "tokens": int(kept["tokens"].to_numpy().sum()),
+        "dim": measurer.engine.dim,
     }
-    if measured.num_rows == 0:
+    if kept.num_rows == 0:
         raise UserError(
             f"gradients: none of {usable.num_rows} responses could be measured "
             f"({draft.facts['set_aside']}). Use a model with a longer context, shorter responses, "
@@ -109,10 +153,80 @@ def run(
         )
 
 
-def engine_of(policy: Policy, config: GradientsConfig) -> ResponseGradients:
-    """The engine on this policy. Raises UserError for layers it cannot capture."""
+def in_worker(
+    folder: Path, config: GradientsConfig, runtime: Runtime, owners: pa.Table, number: int
+) -> Measurer:
+    """What process ``number`` of several measures with, on a GPU of its own where there are any."""
+    quiet_libraries()
+    return measurer_of(folder, config, runtime.torch_device(process=number), owners)
+
+
+def measurer_of(folder: Path, config: GradientsConfig, device: str, owners: pa.Table) -> Measurer:
+    """The models on their device, of the policy artifact in ``folder``."""
+    from bpo_data.measuring import Measurer
+    from bpo_data.policy import load_policy, policy_location
+    from bpo_data.reference import reference_of
+
+    model, revision = policy_location(folder)
+    policy = load_policy(model, revision, device, config.dtype)
+    engine = engine_of(policy, config, model)
+    reference = reference_of(
+        config.reference, config.reference_revision, engine, device, config.dtype
+    )
+    return Measurer(policy, engine, reference, config.store == "float16", owners)
+
+
+def tell_what(draft: Draft, aside: list[Aside], responses: int) -> None:
+    """Write down what could not be measured, and say how many for which reason."""
+    rows = [row._asdict() for row in aside]
+    draft.write_beside(pa.Table.from_pylist(rows, schema=SET_ASIDE), "set_aside.parquet")
+    reasons = Counter(row.reason for row in aside)
+    said = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
+    draft.note(len(aside), responses, f"responses set aside in set_aside.parquet: {said}")
+    draft.facts |= {"responses": responses, "set_aside": dict(sorted(reasons.items()))}
+
+
+def tell_how(draft: Draft, config: GradientsConfig, measurer: Measurer) -> None:
+    """Facts of how it was measured; a note when batches had to be smaller than asked for."""
+    import torch
+
+    model = measurer.policy.model
+    engines = filter(None, [measurer.engine, measurer.reference.engine])
+    batch_tokens = min(engine.batch_tokens for engine in engines)
+    if batch_tokens < config.batch_tokens:
+        draft.say(
+            f"gradients.batch_tokens={config.batch_tokens:,} did not fit in memory: it was lowered "
+            f"to {batch_tokens:,}, which changes the last bits of a row and no more"
+        )
+    if measurer.engine.compiled and measurer.engine.compiled.seconds:
+        seconds = measurer.engine.compiled.seconds
+        draft.say(f"torch.compile took {seconds:.0f} s before it began to save time")
+    on_gpu = model.device.type == "cuda"
+    draft.facts |= {
+        "shares_prompts": measurer.engine.shares,
+        "batch_tokens": batch_tokens,
+        "device": torch.cuda.get_device_name(model.device) if on_gpu else model.device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+
+def engine_of(policy: Policy, config: GradientsConfig, model: str) -> ResponseGradients:
+    """The engine on this policy, of the folder ``model``.
+
+    Raises UserError for layers it cannot capture, and for moments or blocks that are not there.
+    """
+    from bpo_data import moments
+    from bpo_data.gradients.compiled import CompiledBlocks
     from bpo_data.gradients.engine import ResponseGradients
 
+    scales = None
+    if config.preconditioner == "adam":
+        scales = moments.AdamScales(moments.beside(model), policy.model)
+    try:
+        if config.compile:
+            CompiledBlocks(policy.model)
+    except ValueError as error:
+        raise UserError(f"gradients.compile=true: {error}. Use gradients.compile=false.") from error
     try:
         return ResponseGradients(
             policy.model,
@@ -121,24 +235,8 @@ def engine_of(policy: Policy, config: GradientsConfig) -> ResponseGradients:
             seed=config.seed,
             layers=config.layers,
             batch_tokens=config.batch_tokens,
+            scales=scales,
+            compile=config.compile,
         )
     except ValueError as error:
         raise UserError(f"gradients.layers={config.layers}: {error}") from error
-
-
-def encoded(
-    policy: Policy, owners: pa.Table, part: pa.Table
-) -> Iterator[tuple[str, list[int], list[int]] | tuple[str, str]]:
-    """Each response's id with its tokens, or with the reason why it cannot be measured."""
-    from bpo_data.policy import TemplateRefuses, encode
-
-    asked = lookup(owners, "prompt_id", part["prompt_id"])["prompt"].to_pylist()
-    rows = part.select(["response_id", "text"]).to_pylist()
-    for row, prompt in zip(rows, asked, strict=True):
-        try:
-            tokens = encode(policy.tokenizer, prompt, row["text"])
-        except TemplateRefuses:
-            yield row["response_id"], "template_refuses"
-            continue
-        fits = sum(map(len, tokens)) <= policy.context
-        yield (row["response_id"], *tokens) if fits else (row["response_id"], "too_long")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from bpo_data import disk, training
+from bpo_data import disk, moments, training
 from bpo_data.artifacts import Draft
 from bpo_data.errors import UserError
 from bpo_data.policy import (
@@ -77,6 +77,10 @@ class SftConfig:
     gradient_checkpointing: bool = False
     """Compute activations twice to save memory, for large models."""
 
+    keep_moments: bool = False
+    """Keep AdamW's second moments beside the policy, for ``gradients.preconditioner=adam``: a file
+    as large as the weights in float32."""
+
     seed: int = 0
     """Decides the first weights and the order of the rows."""
 
@@ -88,6 +92,8 @@ class SftConfig:
             yield f"sft.kind={self.kind} needs sft.model: a folder or a model of the hub."
         if self.kind == "scratch" and self.model:
             yield f"sft.model={self.model} has no use with sft.kind=scratch. Use continue or given."
+        if self.kind == "given" and self.keep_moments:
+            yield "sft.keep_moments=true has no use with sft.kind=given, which trains nothing."
         if self.take not in ("all", "best"):
             yield f"sft.take={self.take}: choose all or best."
         if self.steps < 1:
@@ -98,7 +104,9 @@ class SftConfig:
 
 def outside(config: SftConfig) -> dict[str, str]:
     """Digests of a local model's files, so that a changed model is noticed."""
-    return disk.folder_digests(config.model)
+    found = disk.folder_digests(config.model)
+    beside = moments.beside(config.model)
+    return found | ({beside.name: disk.sha256(beside)} if found and beside.is_file() else {})
 
 
 def schema(config: SftConfig) -> pa.Schema:
@@ -107,19 +115,13 @@ def schema(config: SftConfig) -> pa.Schema:
 
 
 def run(draft: Draft, config: SftConfig, runtime: Runtime, *, prompts: pa.Table) -> None:
-    """Write ``model/`` and the training log, or ``model.json`` pointing to the given model."""
+    """Write ``model/`` and the training log, or ``model.json`` pointing to the given model.
+
+    With ``keep_moments`` also ``model.moments.safetensors``.
+    """
     quiet_libraries()
     if config.kind == "given":
-        check_model(config.model, config.revision or None)
-        pointer = {"model": config.model, "revision": config.revision}
-        draft.file("model.json").write_text(json.dumps(pointer), encoding="utf-8")
-        draft.facts = {
-            "result": "as given",
-            "kind": config.kind,
-            "model": config.model,
-            "revision": config.revision,
-        }
-        draft.write(draft.schema.empty_table())
+        point_to_given(draft, config)
         return
     device = runtime.torch_device()
     lessons = chosen_lessons(prompts, config.take)
@@ -140,6 +142,8 @@ def run(draft: Draft, config: SftConfig, runtime: Runtime, *, prompts: pa.Table)
         trainer = make_trainer(draft, config, device, policy, [lessons[row] for row in rows.kept])
         lines = training.train(trainer, bar)
     save_policy(policy, draft.file("model"))
+    if config.keep_moments:
+        moments.save(trainer.optimizer, policy.model, moments.beside(draft.file("model")))
     draft.facts |= {
         "result": f"{config.steps:,} updates",
         "kind": config.kind,
@@ -152,6 +156,15 @@ def run(draft: Draft, config: SftConfig, runtime: Runtime, *, prompts: pa.Table)
         "loss": lines[-1]["loss"],
     }
     draft.write(pa.table(training.log_columns(lines, LOG)).cast(draft.schema))
+
+
+def point_to_given(draft: Draft, config: SftConfig) -> None:
+    """Write ``model.json`` and an empty log. Raises UserError when there is no such model."""
+    check_model(config.model, config.revision or None)
+    pointer = {"model": config.model, "revision": config.revision}
+    draft.file("model.json").write_text(json.dumps(pointer), encoding="utf-8")
+    draft.facts = {"result": "as given", "kind": config.kind, **pointer}
+    draft.write(draft.schema.empty_table())
 
 
 Lesson = tuple[list[Message], str]
