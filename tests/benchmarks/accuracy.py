@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 SETTINGS = ("sft.scratch.layers=4", "sft.scratch.width=128", "sft.scratch.hidden=384")
 """The quickstart's policy has 2 blocks, so that its last block would be its last half."""
 DIMS = (256, 512, 1024, 2048, 4096, 8192)
-RANKS = (16, 32)
-LAYERS_RANK, LAYERS_DIM = 16, 1024
+RANKS = (16, 32, 64)
+LAYERS_RANK, LAYERS_DIM = 32, 1024
 """Rank and dim of table 2: the defaults of the gradients stage."""
 STARTS = 5
 """k-means seeds; figures are means over them."""
