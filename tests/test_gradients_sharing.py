@@ -158,21 +158,36 @@ def test_bfloat16_loses_no_more_by_sharing_than_by_rounding():
     assert errors[True] < 1.25 * errors[False] < 0.2, errors
 
 
-def test_attention_in_blocks_of_queries_is_attention(monkeypatch):
-    # bfloat16's own backward pass against torch's, in one block and in many.
+def by_torch(leaves: list[torch.Tensor], g: torch.Tensor) -> list[torch.Tensor]:
+    """Attention and its gradients on q, k, v and the prompt's keys and values."""
+    leaves = [x.detach().to(g.dtype).requires_grad_() for x in leaves]
+    keys, values = (torch.cat([leaves[n + 2], leaves[n]], 2) for n in (1, 2))
+    seen = torch.ones(keys.shape[2] - leaves[3].shape[2], keys.shape[2], dtype=torch.bool)
+    out = torch.nn.functional.scaled_dot_product_attention(
+        leaves[0], keys, values, attn_mask=seen.tril(leaves[3].shape[2]), scale=0.25
+    )
+    return [out, *torch.autograd.grad(out, leaves, g)]
+
+
+@pytest.mark.parametrize("size", [1, 5], ids=["units", "tens"])
+@pytest.mark.parametrize("prefix", [0, 23])
+def test_attention_in_16_bits_loses_about_what_torchs_own_does(prefix, size, monkeypatch):
+    """With scores of a few units, and of some tens."""
     torch.manual_seed(0)
-    sizes = (2, 3, 50, 16)
-    q, k, v, g = (torch.randn(sizes).bfloat16() for _ in range(4))
-    for causal in (True, False):
-        leaves = [x.float().requires_grad_() for x in (q, k, v)]
-        out = torch.nn.functional.scaled_dot_product_attention(*leaves, is_causal=causal, scale=0.3)
-        expected = torch.autograd.grad(out, leaves, g.float())
-        made, total = kernels._forward(q, k, v, 0.0, causal, scale=0.3)
-        for scores in (1 << 22, 2 * 3 * 50 * 7):
-            monkeypatch.setattr(kernels, "SCORES", scores)
-            found = kernels._half_backward_in_16_bits(g, q, k, v, made, total, causal, 0.3)
-            for have, want in zip(found, expected, strict=True):
-                assert (have.float() - want).norm() < 0.02 * want.norm()
+    q, k, v, g = (torch.randn(2, 3, 50, 16).bfloat16() for _ in range(4))
+    q, k = q * size, k * size
+    before = [torch.randn(2, 3, prefix, 16).bfloat16() * factor for factor in (size, 1)]
+    exact = by_torch([q, k, v, *before], g.double())
+    rounded = by_torch([q, k, v, *before], g)
+    kernel, prompt = kernels.Kernel(0.25, None, None), tuple(before) if prefix else None
+    for scores in (1 << 22, 2 * 3 * 50 * 7):
+        monkeypatch.setattr(kernels, "SCORES", scores)
+        out, total = kernels.flash(q, k, v, prompt, kernel)
+        found = kernels.flash_backward(g, q, k, v, prompt, out, total, 0.25)
+        assert len(found) == (5 if prefix else 3)
+        for have, want, torchs in zip((out, *found), exact, rounded, strict=False):
+            allowed = 2 * (torchs.double() - want).norm() + 0.002 * want.norm()
+            assert (have.double() - want).norm() < allowed
 
 
 def out_of_memory_above(model: Any, tokens: int) -> Any:

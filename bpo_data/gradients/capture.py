@@ -7,9 +7,10 @@ vectors of each token, so the weight gradient itself is never formed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -38,6 +39,30 @@ class Port:
     tokens: int
     sink: torch.Tensor
     copy: bool = False
+    family: Family | None = None
+
+
+@dataclass(eq=False)
+class Family:
+    """Layers that read the same tensor, as queries, keys and values do: one product for all."""
+
+    ports: list[Port]
+    source: torch.Tensor | None = None
+    """What was read last."""
+
+    pieces: list[torch.Tensor] = field(default_factory=list)
+    """It, projected for each port that has not asked yet."""
+
+    def inside(self, port: Port, inputs: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
+        """(segments, longest, rank) float32 projected inputs of one of the ports."""
+        if self.source is not inputs:
+            right = torch.cat([member.right for member in self.ports], 1)
+            made = _by_segment((flat @ right).float(), port.grid)
+            self.source, self.pieces = inputs, list(made.split(port.right.shape[1], -1))
+        found = self.pieces[self.ports.index(port)]
+        if port is self.ports[-1]:
+            self.source, self.pieces = None, []
+        return found
 
 
 class Capture:
@@ -78,6 +103,31 @@ class Capture:
             finally:
                 for port in self.ports:
                     port.sink = port.grid = torch.empty(0)
+
+    @contextmanager
+    def families(self) -> Iterator[None]:
+        """Learn, from what runs inside the block, which layers read the same tensor."""
+        seen: list[tuple[Port, torch.Tensor]] = []
+
+        def look(port: Port) -> Callable[..., None]:
+            return lambda module, args: seen.append((port, args[0]))
+
+        handles = [
+            port.layer.module.register_forward_pre_hook(look(port))
+            for port in self.ports
+            if not port.layer.side and port.scale is None
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        for _, group in groupby(seen, key=lambda one: id(one[1])):
+            ports = [port for port, _ in group]
+            if len(ports) > 1 and len({port.right.dtype for port in ports}) == 1:
+                family = Family(ports)
+                for port in ports:
+                    port.family = family
 
     def copy_outputs(self) -> None:
         """Give the model a copy of each output, since it changes some of them in place."""
@@ -132,7 +182,10 @@ def _tap(module: nn.Module, inputs: torch.Tensor, out: torch.Tensor) -> torch.Te
     if port.scale is not None:
         out = _ScaledTap.apply(out, flat, port.left, port.right, port.scale, port.grid, port.sink)
     else:
-        inside = _by_segment((flat @ port.right).float(), port.grid)
+        if port.family is None:
+            inside = _by_segment((flat @ port.right).float(), port.grid)
+        else:
+            inside = port.family.inside(port, inputs, flat)
         out = _Tap.apply(out, inside, port.left, port.grid, port.sink)
     return out.clone() if port.copy else out
 
