@@ -45,6 +45,19 @@ CONFIGS = {
     ),
     "gemma3": lambda: transformers.Gemma3TextConfig(**LLAMA, head_dim=6, sliding_window=8),
     "mistral": lambda: transformers.MistralConfig(**LLAMA, sliding_window=8),
+    # Other frequencies for sequences of more than 16 tokens.
+    "phi3_longrope": lambda: transformers.Phi3Config(
+        **LLAMA,
+        pad_token_id=0,
+        max_position_embeddings=64,
+        original_max_position_embeddings=16,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10_000.0,
+            "short_factor": [1.0] * 3,
+            "long_factor": [4.0, 2.0, 3.0],
+        },
+    ),
     "opt": lambda: transformers.OPTConfig(
         vocab_size=VOCABULARY,
         hidden_size=24,

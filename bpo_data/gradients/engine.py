@@ -101,6 +101,7 @@ class ResponseGradients:
         self.dim = self._sketch.dim
         self.layers = tuple(layer.name for layer in chosen)
         self.batch_tokens = batch_tokens
+        self._alone_above = _original_length(self.model)
         self.compiled = CompiledBlocks(self.model) if compile else None
         self.shares = self._try_out() if share is None else share
 
@@ -172,12 +173,16 @@ class ResponseGradients:
         responses: Sequence[Sequence[int]],
     ) -> Iterator[Packed | Padded]:
         device = self.model.device
+        lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
+        for row in rows:
+            if lengths[row] > self._alone_above:
+                yield Padded.of([row], prompts, responses, device)
+        rows = [row for row in rows if lengths[row] <= self._alone_above]
         if self.shares:
             made = groups(rows, prompts, responses, self.batch_tokens)
             for batch in batches(made, self.batch_tokens):
                 yield Packed.of(batch, prompts, responses, device)
         else:
-            lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
             for some in padded_batches(rows, lengths, self.batch_tokens):
                 yield Padded.of(some, prompts, responses, device)
 
@@ -265,6 +270,23 @@ def _bare(model: PreTrainedModel) -> PreTrainedModel:
     if getattr(model.active_peft_config, "is_prompt_learning", False):
         raise ValueError("prompt-learning adapters put tokens of their own before the prompt")
     return model.get_base_model()
+
+
+def _original_length(model: PreTrainedModel) -> float:
+    """Tokens above which a row's numbers depend on the longest row beside it.
+
+    Beyond the length they were trained on, models with LongRoPE or dynamic rotary positions take
+    other frequencies for the whole of a batch.
+    """
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
+    limits = [
+        kind.get("original_max_position_embeddings") or config.max_position_embeddings
+        for kind in kinds
+        if kind.get("rope_type") in ("longrope", "dynamic")
+    ]
+    return min(limits, default=float("inf"))
 
 
 def _knows_attention(model: PreTrainedModel) -> bool:
