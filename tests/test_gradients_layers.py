@@ -252,3 +252,67 @@ def test_a_model_that_accelerate_has_spread_is_measured(kind):
     found = engine(spread)
     assert found.shares
     assert_close(found.of(prompts, responses).gradient, expected.gradient, 1e-6)
+
+
+def test_a_weight_that_two_layers_share_is_named():
+    model = policy("llama")
+    model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.up_proj and .*share one weight"):
+        engine(model)
+
+
+class Uncalled(nn.Module):
+    """Uses a linear layer's weight and not the layer."""
+
+    def __init__(self, mlp: Any) -> None:
+        super().__init__()
+        self.mlp = mlp
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        inner = torch.nn.functional.linear(hidden, self.mlp.gate_proj.weight)
+        return self.mlp.down_proj(inner.sigmoid() * self.mlp.up_proj(hidden))
+
+
+def test_a_weight_that_is_used_without_its_layer_is_named():
+    model = policy("llama")
+    model.model.layers[1].mlp = Uncalled(model.model.layers[1].mlp)
+    for share in (None, False):
+        with pytest.raises(ValueError, match=r"layers\.1\.mlp\.mlp\.gate_proj is not called"):
+            engine(model, share=share)
+
+
+def test_layers_that_no_text_runs_through_are_no_part_of_a_gradient():
+    model = policy("llama")
+    model.vision = nn.Linear(5, 7)
+    assert engine(model).layers == engine(policy("llama")).layers
+    with pytest.raises(ValueError, match="no text runs through"):
+        engine(model, layers="vision")
+
+
+def test_a_users_hook_that_changes_an_output_is_seen():
+    prompts, responses = sequences()
+    model = policy("llama")
+    model.model.layers[0].mlp.up_proj.register_forward_hook(lambda m, args, out: out * 1.7)
+    found = engine(model).of(prompts, responses)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        assert_close(found.gradient[row], by_autograd(model, prompt, response)[0])
+
+
+def test_modules_that_an_adapter_trains_whole_are_one_layer():
+    peft = pytest.importorskip("peft")
+    setting = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["up_proj"])
+    wrapped = peft.get_peft_model(policy("llama"), setting)
+    assert engine(wrapped).layers == engine(policy("llama")).layers
+
+
+def test_frozen_and_merged_adapters_are_left_as_they_are():
+    peft = pytest.importorskip("peft")
+    prompts, responses = sequences()
+    wrapped = peft.get_peft_model(policy("llama"), peft.LoraConfig(target_modules=["q_proj"]))
+    wrapped.requires_grad_(False)
+    measuring = engine(wrapped)
+    measuring.log_probs(prompts, responses, adapters=False)
+    assert not any(weight.requires_grad for weight in wrapped.parameters())
+    wrapped.merge_adapter()
+    with pytest.raises(ValueError, match="merged"):
+        measuring.log_probs(prompts, responses, adapters=False)

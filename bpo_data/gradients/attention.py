@@ -7,6 +7,7 @@ gradient on the prompt's keys and values.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,7 +85,14 @@ class Call:
         return [side for side, _ in pairs], [place for _, place in pairs]
 
 
-_running: list[Call] = []
+class _Stack(threading.local):
+    """Of the thread that measures."""
+
+    def __init__(self) -> None:
+        self.items: list[Call] = []
+
+
+_running = _Stack()
 
 
 @contextmanager
@@ -96,10 +104,10 @@ def running(model: PreTrainedModel, call: Call) -> Iterator[Call]:
     try:
         for config, _ in before:
             config._attn_implementation_internal = NAME
-        _running.append(call)
+        _running.items.append(call)
         yield call
     finally:
-        _running.pop()
+        _running.items.pop()
         for config, name in before:
             config._attn_implementation_internal = name
 
@@ -130,7 +138,7 @@ def shared_prompt_attention(
         raise CannotShare("a bias of its own")
     if attention_mask is not None or (sliding_window is None and _should_slide(module)):
         raise CannotShare("a mask of its own")
-    call = _running[-1]
+    call = _running.items[-1]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     kernel = Kernel(scale, sliding_window, softcap, None if s_aux is None else s_aux.detach())
     prompt = call.prompt_side()

@@ -39,6 +39,9 @@ class Port:
     tokens: int
     sink: torch.Tensor
     copy: bool = False
+    met: bool = False
+    """Whether any tokens have run through it."""
+
     family: Family | None = None
 
 
@@ -95,7 +98,7 @@ class Capture:
                 if experts.is_router(module):
                     stack.enter_context(experts.router_tapped(module, _tap))
                 else:
-                    stack.callback(module.register_forward_hook(_after).remove)
+                    stack.callback(module.register_forward_hook(_after, prepend=True).remove)
             if stacked:
                 stack.enter_context(experts.tapped(model, _tap_experts))
             try:
@@ -129,6 +132,28 @@ class Capture:
                 for port in ports:
                     port.family = family
 
+    def drop_unmet(self) -> None:
+        """Forget layers that no text runs through, such as those of a vision tower.
+
+        Raises ValueError when none is left.
+        """
+        self.ports = [port for port in self.ports if port.met]
+        if not self.ports:
+            raise ValueError("no text runs through any of the picked layers")
+        self.layers = [port.layer for port in self.ports]
+        self.head = next((n for n, layer in enumerate(self.layers) if layer.is_head), None)
+
+    def unmet_weights(self) -> dict[str, torch.Tensor]:
+        """Weights, that could have a gradient, of layers that nothing has run through."""
+        weights = {
+            p.layer.name: getattr(p.layer.module, "weight", None) for p in self.ports if not p.met
+        }
+        return {
+            name: weight
+            for name, weight in weights.items()
+            if isinstance(weight, torch.Tensor) and weight.is_floating_point()
+        }
+
     def copy_outputs(self) -> None:
         """Give the model a copy of each output, since it changes some of them in place."""
         for port in self.ports:
@@ -143,7 +168,7 @@ class Capture:
         """
         grids: dict[torch.device, torch.Tensor] = {}
         for port in self.ports:
-            device = _device(port.layer.module)
+            device = device_of(port.layer.module)
             if device not in grids:
                 grids[device] = _dynamic(grid.to(device), 2)
             shape = (len(grid), self.rank, self.rank)
@@ -179,6 +204,7 @@ def _tap(module: nn.Module, inputs: torch.Tensor, out: torch.Tensor) -> torch.Te
     if not torch.compiler.is_compiling():
         _check(port, flat)
     _same_dtype(port, flat, out)
+    port.met = True
     if port.scale is not None:
         out = _ScaledTap.apply(out, flat, port.left, port.right, port.scale, port.grid, port.sink)
     else:
@@ -219,6 +245,7 @@ def _tap_experts(
     if port is None:
         return out
     _same_dtype(port, inputs, out)
+    port.met = True
     choices = len(place) // port.tokens
     # Every choice of a token is a token of its own; past the end stays past the end.
     spread = torch.arange(choices, device=place.device)
@@ -236,7 +263,7 @@ def _port(layer: Layer, rank: int, seed: int, scales: Mapping[str, torch.Tensor]
     their projections still has the inner products of the whole stack on average.
     """
     left, right = layer_signs(seed, layer.name, layer.experts * layer.outputs, layer.inputs, rank)
-    device, scale = _device(layer.module), None
+    device, scale = device_of(layer.module), None
     if layer.side:
         left = left.view(layer.experts, layer.outputs, rank)
     if scales is not None:
@@ -259,7 +286,11 @@ def _scale_of(layer: Layer, scales: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return scale.float()
 
 
-def _device(module: nn.Module) -> torch.device:
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes, which accelerate's hooks know better than its weights."""
+    place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    if place is not None:
+        return torch.device(place)
     return next(iter([*module.parameters(), *module.buffers()])).device
 
 

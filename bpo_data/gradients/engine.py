@@ -16,16 +16,17 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from bpo_data.gradients import attention
-from bpo_data.gradients.capture import Capture
+from bpo_data.gradients.capture import Capture, device_of
 from bpo_data.gradients.compiled import CompiledBlocks
 from bpo_data.gradients.layers import linear_layers
 from bpo_data.gradients.packing import Packed, Padded, batches, groups, padded_batches
 from bpo_data.gradients.passes import Passes
 from bpo_data.gradients.projection import Sketch
+from bpo_data.gradients.state import adapters as adapters_on
+from bpo_data.gradients.state import bare, frozen, original_length, rotary
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -93,17 +94,19 @@ class ResponseGradients:
         head = model.get_output_embeddings()
         if head is None:
             raise ValueError(f"{type(model).__name__} has no output head: not a language model")
-        self.model = _bare(model)
+        self.model = bare(model)
         chosen = linear_layers(self.model, head, layers)
         self._capture = Capture(chosen, rank, seed, scales)
-        self._sketch = Sketch(len(chosen) * rank * rank, dim, seed)
         self._passes = Passes(self.model, self._capture)
-        self.dim = self._sketch.dim
-        self.layers = tuple(layer.name for layer in chosen)
         self.batch_tokens = batch_tokens
-        self._alone_above = _original_length(self.model)
+        self._alone_above = original_length(self.model)
+        self._device = device_of(self.model.get_input_embeddings())
         self.compiled = CompiledBlocks(self.model) if compile else None
-        self.shares = self._try_out() if share is None else share
+        self._warned = False
+        self.shares = self._try_out(share)
+        self._sketch = Sketch(len(self._capture.layers) * rank * rank, dim, seed)
+        self.dim = self._sketch.dim
+        self.layers = tuple(layer.name for layer in self._capture.layers)
 
     def of(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Measured:
         """Token ids of n prompts and of their responses (end token included) -> n rows.
@@ -139,7 +142,8 @@ class ResponseGradients:
         """
         _check(prompts, responses)
         found = np.zeros(len(prompts), np.float32)
-        with torch.no_grad(), _frozen(self.model), _adapters(self.model, adapters):
+        off = torch.autocast(self._device.type, enabled=False)
+        with torch.no_grad(), off, frozen(self.model), adapters_on(self.model, adapters):
             for rows, log_probs in self._all(prompts, responses, self._passes.log_probs):
                 found[rows] = log_probs.cpu().numpy()
         return found
@@ -147,7 +151,14 @@ class ResponseGradients:
     @contextmanager
     def _measuring(self) -> Iterator[None]:
         compiled = self.compiled.running() if self.compiled else nullcontext()
-        with torch.enable_grad(), _frozen(self.model), self._capture.hooks(self.model), compiled:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(self._device.type, enabled=False),
+            frozen(self.model),
+            self._capture.hooks(self.model),
+            compiled,
+        ):
             yield
 
     def _all(
@@ -172,11 +183,11 @@ class ResponseGradients:
         prompts: Sequence[Sequence[int]],
         responses: Sequence[Sequence[int]],
     ) -> Iterator[Packed | Padded]:
-        device = self.model.device
+        device = self._device
         lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
         for row in rows:
             if lengths[row] > self._alone_above:
-                yield Padded.of([row], prompts, responses, device)
+                yield Padded.of([row], prompts, responses, device, last=True)
         rows = [row for row in rows if lengths[row] <= self._alone_above]
         if self.shares:
             made = groups(rows, prompts, responses, self.batch_tokens)
@@ -192,49 +203,113 @@ class ResponseGradients:
         """What ``measure`` makes of a batch; None with a smaller ``batch_tokens`` if it does not
         fit."""
         try:
-            return measure(batch)
+            if self._alone_above == float("inf"):
+                return measure(batch)
+            with rotary(self.model):
+                return measure(batch)
         except torch.OutOfMemoryError:
             if len(batch.rows) == 1:
                 raise
         # Outside the handler, where the traceback no longer holds the batch's tensors.
         torch.cuda.empty_cache()
-        self.batch_tokens = max(1, self.batch_tokens // 2)
-        log.warning(
-            "a batch of gradients did not fit in memory: batch_tokens is %d from here on",
-            self.batch_tokens,
-        )
+        held = batch.tokens.numel() if isinstance(batch, Padded) else batch.tokens
+        self.batch_tokens = max(1, min(self.batch_tokens, held) // 2)
+        if not self._warned:
+            log.warning(
+                "a batch of gradients did not fit in memory: batch_tokens is %d from here on, and "
+                "is halved again when it has to be",
+                self.batch_tokens,
+            )
+        self._warned = True
         return None
 
-    def _try_out(self) -> bool:
-        """Whether sharing a prompt gives the numbers of whole sequences, on a few tokens."""
+    def _try_out(self, share: bool | None) -> bool:
+        """Measure a few tokens in every way, and tell whether prompts are shared from now on.
+
+        Raises ValueError when a row's numbers depend on what is padded beside it, when a layer's
+        weight is used without the layer, and when ``share`` is True and cannot be.
+        """
         size = min(1000, self._passes.head.vocabulary)
         draw = np.random.default_rng(0).integers(0, size, (2, 12)).tolist()
         prompts = [draw[0][:4], draw[1][:3], draw[0][:4]]
         responses = [draw[0][4:7], draw[0][7:9], draw[1][4:9]]
+
+        def padded(*rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+            batch = Padded.of(rows, prompts, responses, self._device)
+            return self._passes.gradients(batch)
+
         with self._measuring():
-            whole = Padded.of(range(3), prompts, responses, self.model.device)
-            try:
-                # Not with torch.compile, which would make a graph for every family.
-                with nullcontext() if self.compiled else self._capture.families():
-                    expected = self._passes.gradients(whole)
-            except RuntimeError as error:
-                if "inplace" not in str(error):
-                    raise
-                self._capture.copy_outputs()
-                expected = self._passes.gradients(whole)
-            if not _knows_attention(self.model):
-                return False
-            try:
-                packed = Packed.of(
-                    groups(range(3), prompts, responses, 100), prompts, responses, self.model.device
+            self._learn(lambda: padded(0, 1, 2))
+        if unmet := self._capture.unmet_weights():
+            self._refuse_used(unmet)
+        self._capture.drop_unmet()
+        with self._measuring():
+            expected = padded(0, 1, 2)
+            alone = [padded(row) for row in range(3)]
+            if not self._alike([torch.cat(side) for side in zip(*alone, strict=True)], expected):
+                raise ValueError(
+                    f"{type(self.model).__name__}: a row's numbers depend on what is padded beside "
+                    f"it. Is it a causal model (is_decoder, causal in its configuration)?"
                 )
-                found = self._passes.gradients(packed)
-            except attention.CannotShare:
+            if share is False:
                 return False
-        order = [whole.rows.index(row) for row in packed.rows]
+            shares = self._try_sharing(prompts, responses, expected)
+        if share and not shares:
+            raise ValueError(f"{type(self.model).__name__} cannot share prompts: use share=None")
+        return shares
+
+    def _learn(self, run: Callable[[], object]) -> None:
+        """Find layers that nothing runs through, layers that read the same, and outputs changed in
+        place."""
+        families = nullcontext() if self.compiled else self._capture.families()
+        try:
+            # Not with torch.compile, which would make a graph for every family.
+            with families:
+                run()
+        except RuntimeError as error:
+            if "inplace" not in str(error):
+                raise
+            self._capture.copy_outputs()
+            run()
+
+    def _refuse_used(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Raises ValueError naming a layer whose weight has a gradient without a call of it."""
+        with torch.enable_grad(), frozen(self.model):
+            for weight in weights.values():
+                weight.requires_grad_(True)
+            ids = torch.tensor([[1, 2, 3]], device=self._device)
+            total = self.model(input_ids=ids, use_cache=False).logits.float().sum()
+            found: Sequence[torch.Tensor | None] = [None] * len(weights)
+            if total.requires_grad:
+                found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
+        for name, gradient in zip(weights, found, strict=True):
+            if gradient is not None:
+                raise ValueError(
+                    f"{name} is not called: the model multiplies with its weight by itself, so it "
+                    f"cannot be measured. Give `layers` a regular expression that leaves it out."
+                )
+
+    def _try_sharing(
+        self,
+        prompts: list[list[int]],
+        responses: list[list[int]],
+        expected: tuple[torch.Tensor, torch.Tensor],
+    ) -> bool:
+        if not _knows_attention(self.model):
+            return False
+        made = groups(range(3), prompts, responses, 100)
+        packed = Packed.of(made, prompts, responses, self._device)
+        try:
+            found = self._passes.gradients(packed)
+        except attention.CannotShare:
+            return False
+        order = list(packed.rows)
+        return self._alike(found, [side[order] for side in expected])
+
+    def _alike(self, found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> bool:
         close = 1e-3 if self.model.dtype == torch.float32 else 0.1
         return all(
-            bool((have - want[order]).norm() <= close * want.norm())
+            bool((have - want).norm() <= close * want.norm())
             for have, want in zip(found, expected, strict=True)
         )
 
@@ -246,49 +321,6 @@ def _check(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]])
             raise ValueError(f"{side} {number} has no tokens")
 
 
-@contextmanager
-def _adapters(model: PreTrainedModel, on: bool) -> Iterator[None]:
-    """PEFT's adapters are off inside the block when they are not to be ``on``."""
-    layers = [m for m in model.modules() if isinstance(getattr(m, "disable_adapters", None), bool)]
-    if not on and not layers:
-        raise ValueError("the model has no adapters to leave out")
-    changed = [layer for layer in layers if not on and not layer.disable_adapters]
-    try:
-        for layer in changed:
-            layer.enable_adapters(False)
-        yield
-    finally:
-        for layer in changed:
-            layer.enable_adapters(True)
-
-
-def _bare(model: PreTrainedModel) -> PreTrainedModel:
-    """Without PEFT's and torch.compile's wrappers; adapters stay inside."""
-    model = getattr(model, "_orig_mod", model)
-    if not hasattr(model, "get_base_model"):
-        return model
-    if getattr(model.active_peft_config, "is_prompt_learning", False):
-        raise ValueError("prompt-learning adapters put tokens of their own before the prompt")
-    return model.get_base_model()
-
-
-def _original_length(model: PreTrainedModel) -> float:
-    """Tokens above which a row's numbers depend on the longest row beside it.
-
-    Beyond the length they were trained on, models with LongRoPE or dynamic rotary positions take
-    other frequencies for the whole of a batch.
-    """
-    config = model.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
-    limits = [
-        kind.get("original_max_position_embeddings") or config.max_position_embeddings
-        for kind in kinds
-        if kind.get("rope_type") in ("longrope", "dynamic")
-    ]
-    return min(limits, default=float("inf"))
-
-
 def _knows_attention(model: PreTrainedModel) -> bool:
     """Whether the model lets its attention be replaced and positions be given, and every layer's
     attention is of a kind that is told by its arguments."""
@@ -298,20 +330,3 @@ def _knows_attention(model: PreTrainedModel) -> bool:
         and "position_ids" in inspect.signature(model.get_decoder().forward).parameters
         and kinds <= {"full_attention", "sliding_attention"}
     )
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and no weight asks for a gradient; both as before afterwards."""
-    asking = [weight for weight in model.parameters() if weight.requires_grad]
-    training = [module for module in model.modules() if module.training]
-    try:
-        for weight in asking:
-            weight.requires_grad_(False)
-        model.eval()
-        yield
-    finally:
-        for weight in asking:
-            weight.requires_grad_(True)
-        for module in training:
-            module.training = True

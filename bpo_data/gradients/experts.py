@@ -7,6 +7,7 @@ pass written here knows them.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -53,7 +54,15 @@ Tap = Callable[[nn.Module, str, torch.Tensor, torch.Tensor, torch.Tensor], torch
 """(stack, side, inputs, outputs, place) -> outputs: ``place`` (sorted calls, 2) has each row's
 expert and its number among all (token, choice) pairs."""
 
-_taps: list[Tap] = []
+
+class _Stack(threading.local):
+    """Of the thread that measures."""
+
+    def __init__(self) -> None:
+        self.items: list[Tap] = []
+
+
+_taps = _Stack()
 
 
 @contextmanager
@@ -64,10 +73,10 @@ def tapped(model: PreTrainedModel, tap: Tap) -> Iterator[None]:
     try:
         for config, _ in before:
             config._experts_implementation_internal = NAME
-        _taps.append(tap)
+        _taps.items.append(tap)
         yield
     finally:
-        _taps.pop()
+        _taps.items.pop()
         for config, name in before:
             config._experts_implementation_internal = name
 
@@ -89,7 +98,7 @@ def forward(
                 matrix = weight[number] if module.is_transposed else weight[number].T
                 out = some @ matrix
                 made.append(out if bias is None else out + bias[number])
-        return _taps[-1](module, side, rows, torch.cat(made), place)
+        return _taps.items[-1](module, side, rows, torch.cat(made), place)
 
     inner = product(UP, _up(module), hidden[order // choices])
     inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)

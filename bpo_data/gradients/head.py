@@ -65,8 +65,10 @@ class Head:
         def meet(*args: Any, **settings: Any) -> None:
             raise _Met
 
-        for found in (self.model.get_decoder(), self.model.base_model):
-            if isinstance(found, nn.Module) and found is not self.model:
+        head = set(self.model.get_output_embeddings().modules())
+        children = list(self.model.children())
+        for found in (self.model.get_decoder(), self.model.base_model, *children):
+            if isinstance(found, nn.Module) and found is not self.model and found not in head:
                 try:
                     with _in_place_of(found, meet), torch.no_grad():
                         ids = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
@@ -98,6 +100,8 @@ class _Found:
         self.last_hidden_state = hidden
 
     def __getitem__(self, place: int | slice) -> Any:
+        if isinstance(place, int):
+            return self.last_hidden_state if place == 0 else None
         return (self.last_hidden_state,)[place]
 
     def __getattr__(self, name: str) -> None:

@@ -53,6 +53,16 @@ def linear_layers(model: nn.Module, head: nn.Module, layers: str) -> list[Layer]
             found += _layers_of(name, module, module in in_head)
     if not found:
         raise ValueError(f"layers={layers!r} picks no linear layer of {type(model).__name__}.")
+    owners: dict[int, str] = {}
+    for layer in found:
+        weight = getattr(layer.module, "weight", None)
+        if isinstance(weight, nn.Parameter) and not layer.is_head:
+            first = owners.setdefault(id(weight), layer.name)
+            if first != layer.name:
+                raise ValueError(
+                    f"{first} and {layer.name} share one weight, whose gradient is a sum that is"
+                    " not measured. Give `layers` a regular expression that leaves them out."
+                )
     return sorted(found, key=lambda layer: layer.name)
 
 
@@ -117,6 +127,8 @@ def _bare_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         base = getattr(module, "base_layer", None)
         if isinstance(base, nn.Module):
             adapters |= {module, *module.modules()} - set(base.modules())
+        if isinstance(getattr(module, "original_module", None), nn.Module):
+            adapters |= set(module.modules()) - {module}
         if module not in adapters:
             bare = name.replace("_orig_mod.", "")
             yield re.sub(r"\.base_layer\b", "", bare), module

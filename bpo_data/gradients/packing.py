@@ -24,6 +24,14 @@ class Group:
     tokens: int
     """Tokens the group costs: the prompt once and every response."""
 
+    shared: int
+    """Tokens of the prompt."""
+
+
+TURNS = 4
+"""Every response keeps a gradient on its prompt's keys and values: at most so many times the
+batch's tokens. Of a token that is about a twentieth of what its other activations take."""
+
 
 def groups(
     rows: Sequence[int],
@@ -41,12 +49,13 @@ def groups(
         group: list[int] = []
         total = start
         for row in sorted(found, key=lambda row: -len(responses[row])):
-            if group and total + len(responses[row]) > tokens:
-                made.append(Group(tuple(group), total))
+            crowded = (len(group) + 1) * start > TURNS * tokens
+            if group and (crowded or total + len(responses[row]) > tokens):
+                made.append(Group(tuple(group), total, start))
                 group, total = [], start
             group.append(row)
             total += len(responses[row])
-        made.append(Group(tuple(group), total))
+        made.append(Group(tuple(group), total, start))
     return made
 
 
@@ -56,13 +65,16 @@ def batches(made: Sequence[Group], tokens: int) -> list[list[Group]]:
     A group that is longer than that is a batch of its own.
     """
     out: list[list[Group]] = []
-    room = 0
+    room = shared = 0
     for group in sorted(made, key=lambda group: (-len(group.rows), -group.tokens)):
-        if not out or group.tokens > room:
+        # The first group of a batch has the most responses.
+        crowded = out and len(out[-1][0].rows) * (shared + group.shared) > TURNS * tokens
+        if not out or crowded or group.tokens > room:
             out.append([])
-            room = tokens
+            room, shared = tokens, 0
         out[-1].append(group)
         room -= group.tokens
+        shared += group.shared
     return out
 
 
@@ -158,6 +170,9 @@ class Packed:
     shared: Flat | None
     """None where no prompt has more than one token."""
 
+    tokens: int
+    """Of both sequences."""
+
     passes: tuple[tuple[list[int], list[int]], ...]
     """For the i-th response of each prompt: which segments of ``shared`` have one, and which
     segments of ``own`` those are."""
@@ -204,6 +219,7 @@ class Packed:
             Flat.of(own, starts, cut, device),
             torch.from_numpy(np.concatenate(targets)).to(device),
             Flat.of(kept, [0] * len(kept), tiles([len(s) for s in kept]), device) if kept else None,
+            sum(map(len, own)) + sum(map(len, kept)),
             tuple(passes),
         )
 
@@ -238,13 +254,15 @@ class Padded:
         prompts: Sequence[Sequence[int]],
         responses: Sequence[Sequence[int]],
         device: torch.device,
+        last: bool = False,
     ) -> Padded:
-        length = max(len(prompts[row]) + len(responses[row]) for row in rows) - 1
+        """``last`` keeps the last token of the longest row, for a model that counts tokens."""
+        length = max(len(prompts[row]) + len(responses[row]) for row in rows) - (not last)
         tokens = np.zeros((len(rows), length), np.int64)
         place = []
         for number, row in enumerate(rows):
             ids = [*prompts[row], *responses[row]]
-            tokens[number, : len(ids) - 1] = ids[:-1]
+            tokens[number, : len(ids)] = ids[:length]
             start = number * length - 1
             place.append(np.arange(start + len(prompts[row]), start + len(ids)))
         arrays = (
