@@ -140,7 +140,7 @@ def run(
     missing = pc.invert(pc.is_in(usable["response_id"], kept["response_id"].combine_chunks()))
     aside = [set_aside(row) for row in measurer.encoded(usable.filter(missing))]
     tell_what(draft, aside, usable.num_rows)
-    tell_how(draft, config, measurer)
+    tell_how(draft, config, runtime, measurer)
     draft.facts |= {
         "tokens": int(kept["tokens"].to_numpy().sum()),
         "dim": measurer.engine.dim,
@@ -186,8 +186,11 @@ def tell_what(draft: Draft, aside: list[Aside], responses: int) -> None:
     draft.facts |= {"responses": responses, "set_aside": dict(sorted(reasons.items()))}
 
 
-def tell_how(draft: Draft, config: GradientsConfig, measurer: Measurer) -> None:
-    """Facts of how it was measured; a note when batches had to be smaller than asked for."""
+def tell_how(draft: Draft, config: GradientsConfig, runtime: Runtime, measurer: Measurer) -> None:
+    """Facts of how it was measured; a note when batches had to be smaller than asked for.
+
+    Of several processes each tells of smaller batches by itself, on stderr.
+    """
     import torch
 
     model = measurer.policy.model
@@ -201,11 +204,14 @@ def tell_how(draft: Draft, config: GradientsConfig, measurer: Measurer) -> None:
     if measurer.engine.compiled and measurer.engine.compiled.seconds:
         seconds = measurer.engine.compiled.seconds
         draft.say(f"torch.compile took {seconds:.0f} s before it began to save time")
-    on_gpu = model.device.type == "cuda"
+    device = torch.device(model.device)
+    if (count := runtime.process_count()) > 1:
+        device = torch.device(runtime.torch_device(process=0))
+        draft.facts["processes"] = count
     draft.facts |= {
         "shares_prompts": measurer.engine.shares,
         "batch_tokens": batch_tokens,
-        "device": torch.cuda.get_device_name(model.device) if on_gpu else model.device.type,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "dtype": str(model.dtype).removeprefix("torch."),
     }
 
