@@ -133,6 +133,20 @@ class Largest(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize("kind", ["mistral", "gemma2_softcap", "gpt_oss"])
+def test_windows_and_sinks_hold_no_tokens_times_tokens(kind, monkeypatch):
+    monkeypatch.setattr(kernels, "SCORES", 1 << 14)
+    model = policy(kind)
+    prompt, response = drawn([500], [500])
+    measuring = engine(model)
+    assert measuring.shares
+    Largest.numbers = 0
+    with Largest():
+        found = measuring.of([prompt], [response])
+    assert Largest.numbers < 500 * 500 / 2
+    assert_close(found.gradient[0], by_autograd(model, prompt, response)[0])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_tensor_has_the_size_of_tokens_times_tokens(dtype, monkeypatch):
     monkeypatch.setattr(kernels, "SCORES", 1 << 14)

@@ -187,7 +187,7 @@ class _Shared(torch.autograd.Function):
                 found, log_sum = flash(q, k, v, before, kernel)
             else:
                 k, v = joined(k, v, before)
-                found, log_sum = kernel.plain(q, k, v, _width(tile)), None
+                found, log_sum = kernel.plain(q, k, v), None
             sums.append(log_sum)
             out[0, tile.start : tile.end] = _flat(found, tile).transpose(0, 1)
         ctx.save_for_backward(query, key, value, out, *sums)

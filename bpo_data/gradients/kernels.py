@@ -32,8 +32,29 @@ class Kernel:
             and q.dtype in (torch.float32, torch.bfloat16, torch.float16)
         )
 
-    def plain(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix: int) -> torch.Tensor:
-        """(rows, heads, m, width) queries, prefix + m keys -> (rows, heads, m, width)."""
+    def blocks(self, q: torch.Tensor, reach: int) -> list[tuple[slice, slice]]:
+        """Queries to take at once and the keys they see: all, where torch's attention forms no
+        scores, else so many that their scores stay few."""
+        count, prefix = q.shape[2], reach - q.shape[2]
+        window = reach if self.window is None else self.window
+        simple = self.softcap is None and self.sinks is None and reach <= window
+        size = count if simple else max(1, SCORES // (q.shape[0] * q.shape[1] * reach))
+        ends = [(start, min(start + size, count)) for start in range(0, count, size)]
+        return [
+            (slice(start, end), slice(max(0, prefix + start + 1 - window), prefix + end))
+            for start, end in ends
+        ]
+
+    def plain(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """(rows, heads, m, width) queries, m keys or more -> (rows, heads, m, width)."""
+        parts = [
+            self._plain(q[:, :, rows], k[:, :, seen], v[:, :, seen])
+            for rows, seen in self.blocks(q, k.shape[2])
+        ]
+        return torch.cat(parts, 2)
+
+    def _plain(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        prefix = k.shape[2] - q.shape[2]
         k, v = _all_heads(k, q), _all_heads(v, q)
         count, reach = q.shape[2], k.shape[2]
         plain = self.softcap is None and self.sinks is None
@@ -207,10 +228,20 @@ def plain_backward(
     before: Prompt | None,
     kernel: Kernel,
 ) -> tuple[torch.Tensor, ...]:
-    """As above through autograd, computing the tile again: no more than a tile is held."""
-    with torch.enable_grad():
-        parts = [x.detach().requires_grad_(True) for x in (q, k, v, *(before or ()))]
-        keys, values = joined(parts[1], parts[2], (parts[3], parts[4]) if before else None)
-        prefix = 0 if before is None else before[0].shape[2]
-        out = kernel.plain(parts[0], keys, values, prefix)
-        return torch.autograd.grad(out, parts, g)
+    """As above through autograd, computing block by block again: no more than that is held."""
+    keys, values = joined(k, v, before)
+    dq, dk, dv = (torch.zeros_like(x) for x in (q, keys, values))
+    for rows, seen in kernel.blocks(q, keys.shape[2]):
+        with torch.enable_grad():
+            parts = [
+                x.detach().requires_grad_(True)
+                for x in (q[:, :, rows], keys[:, :, seen], values[:, :, seen])
+            ]
+            out = kernel.plain(*parts)
+        found = torch.autograd.grad(out, parts, g[:, :, rows])
+        dq[:, :, rows] = found[0]
+        dk[:, :, seen] += found[1]
+        dv[:, :, seen] += found[2]
+    prefix = keys.shape[2] - q.shape[2]
+    own = dk[:, :, prefix:], dv[:, :, prefix:]
+    return dq, *own, *((dk[:, :, :prefix], dv[:, :, :prefix]) if before else ())
