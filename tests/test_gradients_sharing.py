@@ -207,6 +207,25 @@ def test_attention_in_16_bits_loses_about_what_torchs_own_does(prefix, size, mon
             assert (have.double() - want).norm() < allowed
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1, 8, 40])
+@pytest.mark.parametrize("scale", [80**-0.5, 0.125])
+def test_large_scores_are_told_apart_in_16_bits(dtype, size, scale):
+    # A scale that is no power of two and one that is; scores of thousands at the largest size.
+    torch.manual_seed(0)
+    q, k, v, g = (torch.randn(1, 2, 60, 80).to(dtype) for _ in range(4))
+    q, k = q * size, k * size
+    leaves = [x.double().requires_grad_() for x in (q, k, v)]
+    exact = torch.nn.functional.scaled_dot_product_attention(*leaves, is_causal=True, scale=scale)
+    expected = torch.autograd.grad(exact, leaves, g.double())
+    out, total = kernels._forward(q, k, v, 0.0, True, scale=scale)
+    torchs = kernels._half_backward(g, q, k, v, out, total, True, scale)
+    found = kernels._half_backward_in_16_bits(g, q, k, v, out, total, True, scale)
+    for have, want, other in zip(found, expected, torchs, strict=True):
+        allowed = 3 * (other.double() - want).norm() + 0.005 * want.norm()
+        assert (have.double() - want).norm() < allowed
+
+
 def test_many_responses_to_one_prompt_do_not_crowd_a_batch():
     prompts, responses = [[1] * 90] * 500, [[2]] * 500
     made = groups(range(500), prompts, responses, 600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -182,12 +183,13 @@ def _half_backward_in_16_bits(
 
     What is to be taken off a product (the log of the sum from the scores, ``g . out`` from
     ``g . v``) goes into it as three more columns, so that only the difference is rounded. The
-    scale comes after it: queries times a scale that is no power of two would be rounded too.
+    scale comes after it unless it is a power of two: queries times another would be rounded too.
     """
-    unscaled = log_sum / scale
-    if q.dtype == torch.float16 and unscaled.abs().max() > 60_000:
+    before, after = (scale, 1.0) if math.frexp(scale)[0] == 0.5 else (1.0, scale)
+    largest = (log_sum / after).abs().max()
+    if q.dtype == torch.float16 and largest > 60_000:
         return _half_backward(g, q, k, v, out, log_sum, causal, scale)
-    scaled = torch.cat([q, _in_three(unscaled, q.dtype)], -1)
+    scaled = torch.cat([q * before, _in_three(log_sum / after, q.dtype)], -1)
     upward = torch.cat([g, _in_three((g.float() * out.float()).sum(-1), q.dtype)], -1)
     minus = k.new_full((1, 1, 1, 3), -1).expand(*k.shape[:3], 3)
     keys = torch.cat([k, minus], -1).transpose(2, 3)
@@ -201,7 +203,8 @@ def _half_backward_in_16_bits(
     for start in range(0, q.shape[2], size):
         rows = slice(start, start + size)
         seen = slice(0, min(start + size, k.shape[2]) if causal else k.shape[2])
-        shares = (scaled[:, :, rows] @ keys[..., seen]).mul_(scale).exp_()
+        scores = scaled[:, :, rows] @ keys[..., seen]
+        shares = (scores if after == 1 else scores.mul_(after)).exp_()
         if causal:
             shares.tril_(start)
         slopes = (upward[:, :, rows] @ values[..., seen]).mul_(shares)
