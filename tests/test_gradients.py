@@ -160,6 +160,19 @@ def test_a_row_that_is_not_finite_is_flagged_and_spoils_no_other():
     assert_close(found.gradient[[0, 2]], expected.gradient[[0, 2]], 1e-5)
 
 
+def test_a_broken_embedding_does_not_refuse_the_model():
+    # Half of all tokens, so that those the engine is tried on have some, and then all.
+    prompts, responses = [[1, 3], [5, 7], [2, 4]], [[9, 11, 13], [15, 17], [19, 21]]
+    model = policy("llama")
+    expected = engine(model).of(prompts, responses)
+    model.model.embed_tokens.weight.data[::2] = torch.nan
+    found = engine(model).of(prompts, responses)
+    assert found.finite.tolist() == [True, True, False]
+    assert_close(found.gradient[:2], expected.gradient[:2], 1e-5)
+    model.model.embed_tokens.weight.data[:] = torch.nan
+    assert not engine(model).of(prompts, responses).finite.any()
+
+
 def test_sums_are_float32_under_a_bfloat16_model():
     prompts, responses = sequences()
     exact = engine(policy("llama"), dim=10_000).of(prompts, responses)

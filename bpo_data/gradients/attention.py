@@ -67,11 +67,12 @@ class Call:
         key, value = self.prompts.keys[self.layer]
         wanted = key.requires_grad or value.requires_grad
         self.gradients.append(
-            tuple(x.new_zeros(self.passes, *x.shape[1:]) for x in (key, value))  # type: ignore[arg-type]
-            if wanted and torch.is_grad_enabled()
-            else None
+            (self._zeros(key), self._zeros(value)) if wanted and torch.is_grad_enabled() else None
         )
         return key.detach(), value.detach()
+
+    def _zeros(self, side: torch.Tensor) -> torch.Tensor:
+        return side.new_zeros(self.passes, *side.shape[1:])
 
     def upstream(self, own: Call, turn: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """The prompts' keys and values below which something is measured, and the gradients that

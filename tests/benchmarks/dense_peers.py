@@ -6,6 +6,7 @@ on a CPU. So it is timed on a block of the gradient and scaled, as the table say
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ VMAPPED_NUMBERS = 200_000_000
 """Bound on what TRAK's vmap holds at a time: pairs times weights."""
 
 
-class OneByOne:
+class OneByOne(ABC):
     """What LESS and TRAK share: the dense projection, timed on a block of the gradient.
 
     The loop runs over some of the pairs and is scaled by tokens, the projection by coordinates.
@@ -55,9 +56,9 @@ class OneByOne:
         )
         self.note = ""
 
+    @abstractmethod
     def loop(self) -> torch.Tensor:
         """Every pair's gradient once; the last of them, (rows, coordinates), for the projection."""
-        raise NotImplementedError
 
     def run(self) -> float:
         data, how = self.data, self.how
