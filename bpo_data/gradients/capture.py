@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import pad
 from transformers.pytorch_utils import Conv1D
 
 from bpo_data.gradients import experts
 from bpo_data.gradients.layers import Layer
 from bpo_data.gradients.projection import layer_signs
+from bpo_data.gradients.taps import ExpertsTap, ScaledTap, Tap, by_segment
 
 
 @dataclass(eq=False)
@@ -60,7 +60,7 @@ class Family:
         """(segments, longest, rank) float32 projected inputs of one of the ports."""
         if self.source is not inputs:
             right = torch.cat([member.right for member in self.ports], 1)
-            made = _by_segment((flat @ right).float(), port.grid)
+            made = by_segment((flat @ right).float(), port.grid)
             self.source, self.pieces = inputs, list(made.split(port.right.shape[1], -1))
         found = self.pieces[self.ports.index(port)]
         if port is self.ports[-1]:
@@ -106,6 +106,8 @@ class Capture:
             finally:
                 for port in self.ports:
                     port.sink = port.grid = torch.empty(0)
+                    if port.family:
+                        port.family.source, port.family.pieces = None, []
 
     @contextmanager
     def families(self) -> Iterator[None]:
@@ -206,13 +208,13 @@ def _tap(module: nn.Module, inputs: torch.Tensor, out: torch.Tensor) -> torch.Te
     _same_dtype(port, flat, out)
     port.met = True
     if port.scale is not None:
-        out = _ScaledTap.apply(out, flat, port.left, port.right, port.scale, port.grid, port.sink)
+        out = ScaledTap.apply(out, flat, port.left, port.right, port.scale, port.grid, port.sink)
     else:
         if port.family is None:
-            inside = _by_segment((flat @ port.right).float(), port.grid)
+            inside = by_segment((flat @ port.right).float(), port.grid)
         else:
             inside = port.family.inside(port, inputs, flat)
-        out = _Tap.apply(out, inside, port.left, port.grid, port.sink)
+        out = Tap.apply(out, inside, port.left, port.grid, port.sink)
     return out.clone() if port.copy else out
 
 
@@ -251,8 +253,8 @@ def _tap_experts(
     spread = torch.arange(choices, device=place.device)
     grid = (port.grid[..., None] * choices + spread).flatten(1).clamp(max=len(place))
     back = place[:, 1].argsort()
-    inside = _by_segment((inputs.detach() @ port.right).float()[back], grid)
-    return _ExpertsTap.apply(out, inside, port.left, grid, place, back, port.sink)
+    inside = by_segment((inputs.detach() @ port.right).float()[back], grid)
+    return ExpertsTap.apply(out, inside, port.left, grid, place, back, port.sink)
 
 
 def _port(layer: Layer, rank: int, seed: int, scales: Mapping[str, torch.Tensor] | None) -> Port:
@@ -292,91 +294,3 @@ def device_of(module: nn.Module) -> torch.device:
     if place is not None:
         return torch.device(place)
     return next(iter([*module.parameters(), *module.buffers()])).device
-
-
-def _by_segment(tokens: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """(tokens, rank) -> (segments, longest, rank), zeros past a segment's end.
-
-    Zeros and not another segment's numbers: times zero those could still be NaN.
-    """
-    return pad(tokens, (0, 0, 0, 1))[grid]
-
-
-class _Tap(torch.autograd.Function):
-    """Hands the output on; in the backward pass leaves the projected weight gradient in a sink."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        out: torch.Tensor,
-        inputs: torch.Tensor,
-        left: torch.Tensor,
-        grid: torch.Tensor,
-        sink: torch.Tensor,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(inputs, left, grid)
-        return out.view_as(out)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        inputs, left, grid = ctx.saved_tensors
-        projected = (gradient.reshape(-1, left.shape[0]) @ left).float()
-        outputs = _by_segment(projected, grid)
-        return gradient, None, None, None, torch.bmm(outputs.transpose(1, 2), inputs)
-
-
-class _ScaledTap(torch.autograd.Function):
-    """The same for a weight gradient that is scaled number by number before it is projected."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        out: torch.Tensor,
-        inputs: torch.Tensor,
-        left: torch.Tensor,
-        right: torch.Tensor,
-        scale: torch.Tensor,
-        grid: torch.Tensor,
-        sink: torch.Tensor,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(inputs, left, right, scale, grid)
-        return out.view_as(out)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        inputs, left, right, scale, grid = ctx.saved_tensors
-        flat = gradient.reshape(len(inputs), -1)
-        left, right = left.float(), right.float()
-        sums = []
-        for row in grid:
-            place = row[row < len(inputs)]
-            whole = flat[place].T.float() @ inputs[place].float()
-            sums.append(left.T @ (whole * scale) @ right)
-        return gradient, None, None, None, None, None, torch.stack(sums)
-
-
-class _ExpertsTap(torch.autograd.Function):
-    """The same where each row of the output is another expert's."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        out: torch.Tensor,
-        inputs: torch.Tensor,
-        left: torch.Tensor,
-        grid: torch.Tensor,
-        place: torch.Tensor,
-        back: torch.Tensor,
-        sink: torch.Tensor,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(inputs, left, grid, place, back)
-        return out.view_as(out)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        inputs, left, grid, place, back = ctx.saved_tensors
-        counts = torch.bincount(place[:, 0], minlength=len(left)).tolist()
-        parts = [some @ left[n] for n, some in enumerate(gradient.split(counts)) if len(some)]
-        outputs = _by_segment(torch.cat(parts).float()[back], grid)
-        sums = torch.bmm(outputs.transpose(1, 2), inputs)
-        return gradient, None, None, None, None, None, sums
