@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 
@@ -34,6 +34,29 @@ def mean_of(values: Sequence[float]) -> Estimate | None:
         return Estimate(mean, float("-inf"), float("inf"), 1)
     half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
     return Estimate(mean, mean - float(half), mean + float(half), len(values))
+
+
+def student_p(values: Sequence[float]) -> float | None:
+    """Two-sided p of Student's test that the mean is 0; None below two values or without spread."""
+    import numpy as np
+    from scipy import stats
+
+    if len(values) < 2 or not np.ptp(values):
+        return None
+    return float(stats.ttest_1samp(values, 0.0).pvalue)
+
+
+def holm(p: Mapping[str, float | None]) -> dict[str, float]:
+    """p values corrected for their number (Holm 1979), at most 1; those that are None are left out.
+
+    The k-th least of m is multiplied by m - k + 1, and never falls below the one before it.
+    """
+    known = sorted((value, name) for name, value in p.items() if value is not None)
+    corrected, least = {}, 0.0
+    for place, (value, name) in enumerate(known):
+        least = max(least, min(1.0, value * (len(known) - place)))
+        corrected[name] = least
+    return corrected
 
 
 def share_by_prompt(rows: Iterable[tuple[str, float]]) -> Estimate | None:

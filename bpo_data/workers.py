@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import connection
 from typing import Any
 
 import pyarrow as pa
@@ -62,7 +65,27 @@ _making: list[Make] = []
 _begun: list[tuple[SetUp, int]] = []
 
 
+def end_with_parent() -> None:
+    """End this process as soon as the one that made it is gone, however that ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this is for processes that another one made"
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        connection.wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
+
+
+def end_children() -> None:
+    """Stop the processes that this one made; what they were writing is not taken for done."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+
+
 def _begin(set_up: SetUp, numbers: Any) -> None:
+    end_with_parent()
     _begun.append((set_up, numbers.get()))
 
 

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import re
+import signal
 import statistics
+import subprocess
+import sys
+import time
+from itertools import product
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pyarrow.parquet as pq
 import pytest
 from helpers import TINY, run
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bpo_data.errors import UserError
 from bpo_data.pipelines import ablation, ablation_page
 from bpo_data.pipelines.ablation import Ablation, Outcome
+from bpo_data.pipelines.ablation_figure import axis
+from bpo_data.statistics import holm
 
 RECIPE = """
 ablation:
   base: quickstart
+  about: What a judge's noise does.
   seeds: 2
   first_seed: 3
+  worlds:
+    sure: {score: {kind: verifier}}
+    unsure: {score: {kind: verifier, options: {noise: 2.0}}, evaluate: {kind: verifier}}
   arms:
     uniform: {allocate: {kind: uniform}}
     random: {allocate: {kind: random}}
@@ -33,17 +48,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], str
     (folder / "mine.yaml").write_text(RECIPE)
     settings = [one for one in TINY if not one.startswith(("score.", "allocate.", "load.kind"))]
     arguments = [f"recipe={folder}/mine.yaml", f"runtime.folder={folder}/runs", *settings]
-    result = run(*arguments, "allocate.budget=48")
+    arguments += ["allocate.budget=48", f"ablation.card={folder}/cards/mine.md"]
+    result = run(*arguments)
     assert result.returncode == 0, result.stderr
-    return folder, [*arguments, "allocate.budget=48"], result.stdout
+    return folder, arguments, result.stdout
 
 
 def test_every_arm_runs_in_every_world_at_equal_pairs_and_updates(made):
     folder, _, _ = made
     rows = pq.read_table(folder / "runs/ablation/mine/outcomes.parquet").to_pylist()
-    assert [(row["arm"], row["seed"]) for row in rows] == [
-        (arm, seed) for arm in ("four", "random", "uniform") for seed in (3, 4)
-    ]
+    assert [(row["world"], row["arm"], row["seed"]) for row in rows] == list(
+        product(("sure", "unsure"), ("four", "random", "uniform"), (3, 4))
+    )
     assert {row["pairs"] for row in rows} == {48}
     assert {row["updates"] for row in rows} == {4}
     assert all(row["judged"] > 90 for row in rows if row["arm"] != "four")
@@ -56,7 +72,37 @@ def test_arms_of_a_world_share_what_they_have_in_common(made):
         stage: len(list((folder / "runs").glob(f"{stage}-*/manifest.json")))
         for stage in ("load", "sft", "augment", "gradients", "allocate", "train")
     }
-    assert count == {"load": 2, "sft": 2, "augment": 4, "gradients": 4, "allocate": 6, "train": 6}
+    assert count == {"load": 2, "sft": 2, "augment": 4, "gradients": 4, "allocate": 12, "train": 12}
+
+
+def test_an_unsure_judge_errs_alike_each_time_and_otherwise_with_another_seed(made):
+    folder, _, _ = made
+    points: dict[tuple[int, float], dict[str, float]] = {}
+    for path in (folder / "runs").glob("score-*/manifest.json"):
+        options = json.loads(path.read_text())["settings"]["options"]
+        found = pq.read_table(path.with_name("scores.parquet"))
+        points.setdefault((options["seed"], options.get("noise", 0.0)), {}).update(
+            zip(found["response_id"].to_pylist(), found["score"].to_pylist(), strict=True)
+        )
+    off = {
+        seed: {name: points[seed, 2.0][name] - sure for name, sure in points[seed, 0.0].items()}
+        for seed in (3, 4)
+    }
+    errors = [*off[3].values(), *off[4].values()]
+    assert 1.5 < statistics.stdev(errors) < 2.5
+    both = off[3].keys() & off[4].keys()
+    assert all(off[3][name] != off[4][name] for name in both)
+
+
+def test_the_card_stands_by_itself(made):
+    folder, _, _ = made
+    page = (folder / "cards/mine.md").read_text()
+    assert "What a judge's noise does." in page
+    for world in ("sure", "unsure"):
+        assert f"](mine_{world}.svg)" in page
+        drawn = ElementTree.parse(folder / f"cards/mine_{world}.svg")
+        texts = {one.text for one in drawn.iter("{http://www.w3.org/2000/svg}text")}
+        assert {"random", "four", "0"} <= texts
 
 
 def test_a_finished_ablation_is_found_again(made):
@@ -73,14 +119,43 @@ def test_the_page_says_how_it_was_made(made):
     page = (folder / "runs/ablation/mine/ablation.md").read_text()
     assert "recipe=" in page
     assert "`uniform`: `allocate.kind=uniform`" in page
-    assert "Seeds 3 to 4" in page
-    for line in output.splitlines()[1:4]:
+    assert "seeds 3 to 4" in page
+    table = [line for line in output.splitlines() if line.startswith(("uniform ", "random "))]
+    assert len(table) == 4
+    for line in table:
         points = re.search(r"\d\.\d{3} \[", line)[0]
         assert points in page
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_its_processes_end_with_it(tmp_path, number):
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    settings = [f"recipe={tmp_path}/mine.yaml", f"runtime.folder={tmp_path}/runs"]
+    command = [sys.executable, "-m", "bpo_data.pipelines.run", *settings]
+    log = tmp_path / "runs/ablation/seed-3.log"
+    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as process:
+        while not log.exists() or "sft" not in log.read_text():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(number)
+        process.wait(20)
+        assert process.returncode == (130 if number == signal.SIGTERM else -number)
+        left = time.monotonic() + 20
+        while group_of(process.pid):
+            assert time.monotonic() < left, "a process of a seed goes on alone"
+            time.sleep(0.1)
+
+
+def group_of(session: int) -> list[str]:
+    """Processes of a session that still run."""
+    found = subprocess.run(
+        ["ps", "-o", "stat=", "-s", str(session)], capture_output=True, text=True
+    )
+    return [state for state in found.stdout.split() if not state.startswith("Z")]
+
+
 def outcome(arm: str, seed: int, points: float) -> Outcome:
-    return Outcome(arm, seed, points, 0.6, points + 1, points - 1, 48, 20, 96, 4, 0.5)
+    return Outcome("quickstart", arm, seed, points, 0.6, points + 1, points - 1, 48, 20, 96, 4, 0.5)
 
 
 def test_differences_are_paired_by_seed():
@@ -88,11 +163,52 @@ def test_differences_are_paired_by_seed():
     base, gain = [4.0, 5.0, 7.0], [0.1, 0.2, 0.3]
     outcomes = [outcome("uniform", seed, points) for seed, points in enumerate(base)]
     outcomes += [outcome("other", seed, base[seed] + gain[seed]) for seed in (2, 0, 1)]
-    rows = {row[0]: row for row in ablation_page.rows(found, outcomes)}
+    rows = {row.arm: ablation_page.cells(row) for row in ablation_page.compared(found, outcomes)}
     half = 4.303 * statistics.stdev(gain) / 3**0.5  # Student's t with 2 degrees of freedom
     assert rows["other"][2] == f"+0.200 [{0.2 - half:+.3f}, {0.2 + half:+.3f}]"
     assert rows["uniform"][2] == ""
     assert list(rows) == ["other", "uniform"], "the best first"
+
+
+def test_what_is_said_in_short_follows_from_the_intervals():
+    gains = {"uniform": 0.0, "good": 0.3, "bad": -0.3, "same": 0.0}
+    found = Ablation(arms={name: {} for name in gains}, against="uniform")
+    wobble = [0.01, -0.02, 0.03, -0.01]
+    outcomes = [
+        outcome(arm, seed, 5 + gain + (wobble[(seed + place) % 4] if gain or place else 0))
+        for place, (arm, gain) in enumerate(gains.items())
+        for seed in range(4)
+    ]
+    said = ablation_page.in_short(found, "w", ablation_page.compared(found, outcomes))
+    assert "1 are better by an interval that excludes zero (`good` +0.302" in said
+    assert "1 cannot be told from it (`same`" in said
+    assert "1 are worse (`bad`" in said
+    assert "these still differ: `good`, `bad`." in said
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_agrees_with_its_definition(values):
+    names = [str(place) for place in range(len(values))]
+    found = holm({**dict(zip(names, values, strict=True)), "none": None})
+    for level in (0.01, 0.05, 0.2):
+        # Step down: reject the least while p <= level / how many are left; stop at the first not.
+        rejected = set()
+        for place, value in enumerate(sorted(values)):
+            if value > level / (len(values) - place):
+                break
+            rejected.add(value)
+        for name, value in zip(names, values, strict=True):
+            if abs(found[name] - level) > 1e-9:
+                assert (found[name] < level) == (value in rejected)
+
+
+@given(st.lists(st.floats(-50, 50), min_size=1, max_size=6))
+def test_the_axis_holds_all_values_in_a_few_round_steps(values):
+    step, low, high = axis(values)
+    assert low <= min(0, *values) + 1e-9
+    assert high >= max(0, *values) - 1e-9
+    assert 1 <= round((high - low) / step) <= 11
+    assert f"{step:e}"[0] in "125"
 
 
 def test_head_and_tail_are_the_topics_asked_most_and_least():
@@ -112,6 +228,8 @@ def test_head_and_tail_are_the_topics_asked_most_and_least():
         ("ablation: {arms: {uniform: {}, b: {allocate: {kin: x}}}}", "arm b: There is no setting"),
         ("ablation: {arms: {uniform: {}, b: {allocate: {kind: cente}}}}", "Did you mean center?"),
         ("ablation: {seeds: many, arms: {uniform: {}, b: {}}}", "ablation.seeds=many: give a"),
+        ("ablation: {worlds: {x: {a.b: 1}}, arms: {uniform: {}, b: {}}}", "world x, arm b: There"),
+        ("ablation: {card: x.txt, arms: {uniform: {}, b: {}}}", "name a Markdown file"),
         ("ablation: {base: nothing, arms: {uniform: {}, b: {}}}", "There is no recipe nothing"),
     ],
 )
@@ -125,7 +243,8 @@ def test_what_is_wrong_is_named_before_any_work(tmp_path, recipe, said):
 def test_the_shipped_recipe_holds_ten_arms_and_more_at_equal_pairs():
     found, shared = ablation.read("ablation", ["recipe=ablation"])
     assert len(found.arms) >= 10
-    asked = [ablation.arm_settings(found, arm, shared, 0).config for arm in found.arms]
+    (first, *_) = found.all_worlds()
+    asked = [ablation.arm_settings(found, first, arm, shared, 0).config for arm in found.arms]
     assert {one.allocate.budget for one in asked} == {512}
     assert {(one.train.steps, one.train.batch) for one in asked} == {(128, asked[0].train.batch)}
     assert {one.sft.seed for one in asked} == {0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import random
 from collections.abc import Callable, Sequence
 
 from bpo_data.components import kinds
@@ -15,6 +16,7 @@ from bpo_data.components.reward_model import RewardModel
 from bpo_data.components.rubric_judge import Rubric
 from bpo_data.errors import UserError
 from bpo_data.llm.desk import Desk
+from bpo_data.tables import lot
 
 
 class GivenScores(Offline):
@@ -36,12 +38,22 @@ class Verifier(Offline):
     """A Python function ``(prompt, response, reference) -> (points, reason)``.
 
     It says that it cannot judge by raising ValueError; that response has no score then.
+
+    With ``noise`` it rehearses an unsure judge: each response's points are off by a normal draw of
+    that standard deviation, the same one for the same response, in the same ``seed``.
     """
 
     judges_new = True
 
-    def __init__(self, function: str = "bpo_data.components.topics:verify") -> None:
-        self.name = function
+    def __init__(
+        self,
+        function: str = "bpo_data.components.topics:verify",
+        noise: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        if not 0 <= noise < math.inf:
+            raise ValueError(f"noise={noise}: a standard deviation is 0 or more")
+        self.name, self.noise, self.seed = function, noise, seed
         self.function = kinds.outside(function, "score.options.function")
         try:
             inspect.signature(self.function).bind("prompt", "response", "reference")
@@ -69,7 +81,13 @@ class Verifier(Offline):
             raise
         if not finite:
             return Verdict(None, "unreadable", str(reason))
-        return Verdict(float(points), "ok", str(reason))
+        return Verdict(float(points) + self.mistake(item), "ok", str(reason))
+
+    def mistake(self, item: Item) -> float:
+        if not self.noise:
+            return 0.0
+        draw = random.Random(lot(self.seed, "judge", f"{item.group}/{item.text}"))
+        return draw.gauss(0, self.noise)
 
 
 KINDS: dict[str, Callable[..., Judge]] = {

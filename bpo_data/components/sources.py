@@ -145,13 +145,19 @@ class Topics:
         pool_prompts: int = 3000,
         test_prompts: int = 840,
         seed: int = 0,
+        topics: str = "first",
     ) -> None:
         self.sizes = (seed_prompts, pool_prompts, test_prompts)
         self.seed = seed
+        self.topics = topics
 
     def problems(self) -> Iterator[str]:
+        from bpo_data.components.topics import SETS
+
         if min(self.sizes) < 0:
             yield "load.options of topics: prompt counts are 0 or more."
+        if self.topics not in SETS:
+            yield f"load.options.topics={self.topics}: choose {' or '.join(SETS)}."
 
     def digests(self) -> dict[str, str]:
         return {}
@@ -159,7 +165,7 @@ class Topics:
     def rows(self) -> Iterator[Row]:
         from bpo_data.components.topics import topics
 
-        yield from topics(self.seed, *self.sizes)
+        yield from topics(self.seed, *self.sizes, self.topics)
 
 
 KINDS = {"files": Files, "hub": Hub, "topics": Topics}

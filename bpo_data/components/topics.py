@@ -5,9 +5,10 @@ learn from), "pool" (prompts to spend a preference budget on) and "test" (prompt
 
 - A prompt is in one split only, and once; the numbers asked of one split do not change another.
 - A *core question* is the question without its polite prefix. In the topics with ``held_out``
-  (add, bigger, spell, reverse, parity, subtract, sort, roman, count), no core question of test
-  is in seed or pool. The other five (capital, colour, following, convert, multiply) have too few
-  questions or can only be learned by heart: there, test asks known questions in other wordings.
+  (of the first set: add, bigger, spell, reverse, parity, subtract, sort, roman, count), no core
+  question of test is in seed or pool. The others (capital, colour, following, convert, multiply)
+  have too few questions or can only be learned by heart: there, test asks known questions in
+  other wordings.
 - Seed and pool may share core questions, never prompts.
 - Seed and test ask all topics equally often. The pool is skewed as real pools are: Zipf over the
   topics and, inside a topic, over its questions, so many prompts are near-copies of others.
@@ -20,10 +21,15 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 
+from bpo_data.components import topics_second, topics_tasks
 from bpo_data.components.rows import Given, Row
-from bpo_data.components.topics_tasks import TOPICS, Topic, World, make_world
+from bpo_data.components.topics_tasks import Topic, World, make_world
 from bpo_data.errors import UserError
 from bpo_data.tables import Message, canonical, lot
+
+SETS = {"first": topics_tasks.TOPICS, "second": topics_second.TOPICS}
+"""Kinds of question that share no question: what is found on one can be confirmed on the other.
+"""
 
 PREFIXES = ("", "please, ", "hello! ", "kindly ", "now ", "sorry, ")
 STYLES = {
@@ -36,29 +42,36 @@ STYLES = {
 SHARES = {"test": 0.20, "pool": 0.30, "seed": 0.50}
 ZIPF_TOPICS = 0.8
 ZIPF = 1.3
-POOL_CORES = 150
-"""Core questions a topic offers to the pool at most; fewer means more near-copies."""
+POOL_CORES = 2100
+"""Core questions that the topics offer to the pool together, each as many; fewer means more
+near-copies."""
 LONGEST = 200
 """Characters of a response that are still read; no right response is half as long."""
 
 
-def topics(seed: int, seed_prompts: int, pool_prompts: int, test_prompts: int) -> Iterator[Row]:
+def topics(
+    seed: int, seed_prompts: int, pool_prompts: int, test_prompts: int, chosen: str = "first"
+) -> Iterator[Row]:
     """Rows of the three splits, one user turn each; the same for the same ``seed``.
+
+    ``chosen`` names the kinds of question asked, one of ``SETS``.
 
     ``reference`` is JSON with the right ``answer`` and the wanted ``style``. Raises UserError when
     the world has fewer prompts than asked for.
     """
     world = make_world(seed)
+    kinds = SETS[chosen]
+    name = "topics" if chosen == "first" else f"topics-{chosen}"
     wanted = {"seed": seed_prompts, "pool": pool_prompts, "test": test_prompts}
     for split, rows in wanted.items():
         draw = random.Random(f"{seed}/{split}")
-        for number, (topic, prefix, index) in enumerate(places(seed, split, rows, draw)):
+        for number, (topic, prefix, index) in enumerate(places(seed, split, rows, draw, kinds)):
             question, answer = topic.ask(index, world)
             given = (Given(noisy(topic, answer, world, draw), "seed"),) if split == "seed" else ()
             yield Row(
                 prompt=(Message(role="user", content=worded(prefix, question)),),
                 given=given,
-                origin=f"topics@{seed}/{split}#{number}",
+                origin=f"{name}@{seed}/{split}#{number}",
                 topic=topic.name,
                 reference=canonical({"answer": answer, "style": topic.style}),
                 split=split,
@@ -66,17 +79,17 @@ def topics(seed: int, seed_prompts: int, pool_prompts: int, test_prompts: int) -
 
 
 def places(
-    seed: int, split: str, rows: int, draw: random.Random
+    seed: int, split: str, rows: int, draw: random.Random, kinds: Sequence[Topic]
 ) -> Iterator[tuple[Topic, str, int]]:
     """``rows`` different (topic, prefix, question number) of this split."""
-    weights = {topic.name: 1.0 for topic in TOPICS}
+    weights = {topic.name: 1.0 for topic in kinds}
     if split == "pool":
-        weights = {topic.name: (place + 1) ** -ZIPF_TOPICS for place, topic in enumerate(TOPICS)}
-    favourites = {topic.name: popular(seed, topic) for topic in TOPICS}
+        weights = {topic.name: (place + 1) ** -ZIPF_TOPICS for place, topic in enumerate(kinds)}
+    favourites = {topic.name: popular(seed, topic, POOL_CORES // len(kinds)) for topic in kinds}
     seen: set[tuple[str, str, int]] = set()
     misses = 0
     while len(seen) < rows:
-        topic = draw.choices(TOPICS, [weights[topic.name] for topic in TOPICS])[0]
+        topic = draw.choices(kinds, [weights[topic.name] for topic in kinds])[0]
         if split == "pool":
             cores, likelihood = favourites[topic.name]
             index = draw.choices(cores, cum_weights=likelihood)[0]
@@ -96,15 +109,15 @@ def places(
         yield topic, place[1], index
 
 
-def popular(seed: int, topic: Topic) -> tuple[list[int], list[float]]:
+def popular(seed: int, topic: Topic, cores: int) -> tuple[list[int], list[float]]:
     """The question numbers the pool asks, most asked first, and their cumulated Zipf weights."""
     draw = random.Random(f"{seed}/popular/{topic.name}")
-    cores = draw.sample(range(topic.size), min(POOL_CORES, topic.size))
+    asked = draw.sample(range(topic.size), min(cores, topic.size))
     total, cumulated = 0.0, []
-    for place in range(len(cores)):
+    for place in range(len(asked)):
         total += (place + 1) ** -ZIPF
         cumulated.append(total)
-    return cores, cumulated
+    return asked, cumulated
 
 
 def home(seed: int, topic: Topic, prefix: str, index: int) -> str:

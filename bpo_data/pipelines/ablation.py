@@ -1,8 +1,9 @@
 """Recipes against each other: equal pairs, equal updates, several seeds, every measurement shared.
 
-A recipe with a section ``ablation`` names arms, each a few settings that differ from a base recipe.
-An arm is run like any command, so what two arms have in common (policy, responses, scores,
-gradients) is made once and found again, and a run that was stopped goes on.
+A recipe with a section ``ablation`` names arms, each a few settings that differ from a base recipe,
+and worlds to run them in, settings too. An arm is run like any command, so what two arms have in
+common (policy, responses, scores, gradients) is made once and found again, and a run that was
+stopped goes on.
 """
 
 from __future__ import annotations
@@ -11,33 +12,46 @@ import contextlib
 import dataclasses
 import logging
 import multiprocessing
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from bpo_data import workers
 from bpo_data.errors import UserError
 from bpo_data.pipelines import config as settings
 from bpo_data.pipelines.values import TYPES, typed
 
 SEEDED = (
     *("load.options.seed", "load.seed", "embed.seed", "select.seed", "sft.seed", "augment.seed"),
-    *("pair.seed", "cluster.seed", "allocate.seed", "export.seed", "train.seed", "evaluate.seed"),
+    *("score.options.seed", "pair.seed", "cluster.seed", "allocate.seed", "export.seed"),
+    *("train.seed", "evaluate.seed"),
 )
-"""Settings that take the seed of a run, where the base recipe has them."""
+"""Settings that take the seed of a run; options where their kind has a seed."""
+
+SEEDED_KINDS = {"load.options.seed": "topics", "score.options.seed": "verifier"}
+
+TEXTS = ("about", "base", "against", "card")
+GROUPS = ("arms", "worlds")
+KINDS = {"quick": bool, **dict.fromkeys(TEXTS, str), **dict.fromkeys(GROUPS, dict)}
+"""Types of the settings of ``Ablation`` that are no whole numbers."""
 
 
 @dataclass
 class Ablation:
     """What to compare."""
 
+    about: str = ""
+    """What is compared and why, in words for the page."""
+
     base: str = "quickstart"
     """The recipe that every arm starts from."""
 
     seeds: int = 10
-    """Worlds, each with data, policy and draws of its own; intervals are over them."""
+    """How often all is done, each time with data, policy and draws of its own; intervals are over
+    these."""
 
     first_seed: int = 0
     """The first of them; a confirmation uses seeds that no choice was made on."""
@@ -48,11 +62,19 @@ class Ablation:
     processes: int = 2
     """Seeds run at the same time, each in a process with one thread."""
 
+    worlds: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Settings that all arms of a world have, by its name; none is the base recipe's world alone.
+    """
+
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Settings of each arm by its name, such as ``uniform: {allocate.kind: uniform}``."""
 
+    card: str = ""
+    """A file ``name.md`` to write the page to as well, its figures beside it."""
+
     quick: bool = False
-    """Two seeds in place of ``seeds``: to see that it runs, not what it says."""
+    """Two seeds in place of ``seeds``, the first world alone: to see that it runs, not what it
+    says."""
 
     def problems(self) -> Iterator[str]:
         if len(self.arms) < 2:
@@ -61,16 +83,24 @@ class Ablation:
             yield f"ablation.against={self.against} is no arm; there are {', '.join(self.arms)}."
         if min(self.seeds, self.processes) < 1 or self.first_seed < 0:
             yield "ablation.seeds and ablation.processes are at least 1, first_seed 0 or more."
+        if self.card and not self.card.endswith(".md"):
+            yield f"ablation.card={self.card}: name a Markdown file, such as evidence.md."
 
     def all_seeds(self) -> range:
         seeds = min(self.seeds, 2) if self.quick else self.seeds
         return range(self.first_seed, self.first_seed + seeds)
 
+    def all_worlds(self) -> dict[str, dict[str, Any]]:
+        """Settings of each world by its name."""
+        worlds = self.worlds or {self.base: {}}
+        return dict(list(worlds.items())[: 1 if self.quick else None])
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an arm came to in one world."""
+    """What an arm came to in one world with one seed."""
 
+    world: str
     arm: str
     seed: int
     points: float
@@ -108,36 +138,38 @@ def read(recipe: str, words: Sequence[str]) -> tuple[Ablation, dict[str, Any]]:
         if name not in known:
             problems.append(f"There is no setting {key}. There are {', '.join(known)}.")
             continue
-        kind = {"base": str, "against": str, "arms": dict, "quick": bool}.get(name, int)
+        kind = KINDS.get(name, int)
         try:
             setattr(found, name, typed(value, kind))
         except (ValueError, KeyError):
             problems.append(f"{key}={value}: give {TYPES[kind]}.")
     problems += found.problems()
-    for arm in found.arms:
-        problems += [f"arm {arm}: {line}" for line in arm_problems(found, arm, shared)]
+    for name, arm in product(found.all_worlds(), found.arms):
+        where = f"world {name}, arm {arm}" if found.worlds else f"arm {arm}"
+        problems += [f"{where}: {line}" for line in arm_problems(found, name, arm, shared)]
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     return found, shared
 
 
-def arm_problems(ablation: Ablation, arm: str, shared: Mapping[str, Any]) -> list[str]:
+def arm_problems(ablation: Ablation, name: str, arm: str, shared: Mapping[str, Any]) -> list[str]:
     try:
-        arm_settings(ablation, arm, shared, ablation.first_seed)
+        arm_settings(ablation, name, arm, shared, ablation.first_seed)
     except UserError as error:
         return str(error).splitlines()
     return []
 
 
 def arm_settings(
-    ablation: Ablation, arm: str, shared: Mapping[str, Any], seed: int
+    ablation: Ablation, name: str, arm: str, shared: Mapping[str, Any], seed: int
 ) -> settings.Asked:
-    """What an arm asks for in one world: base recipe < seed < command line < arm."""
-    base = settings.read_recipe(ablation.base)
-    own = settings.flat_arm(ablation.arms[arm])
-    seeds = {key: seed for key in SEEDED if takes_seed(key, base)}
-    values = {**base, **seeds, **shared}
-    values = {**settings.without_stale_options(values, own), **own}
+    """What an arm asks for: base recipe < seed < command line < world < arm."""
+    values, told = settings.read_recipe(ablation.base), dict[str, Any]()
+    for more in (shared, ablation.all_worlds()[name], ablation.arms[arm]):
+        own = settings.flat_arm(more)
+        values = {**settings.without_stale_options(values, own), **own}
+        told |= own
+    values |= {key: seed for key in SEEDED if takes_seed(key, values) and not tells(told, key)}
     problems: list[str] = []
     built = settings.build(values, problems)
     problems += built.problems()
@@ -146,34 +178,46 @@ def arm_settings(
     return settings.Asked(built, ("evaluate",), ablation.base, plan=False)
 
 
-def takes_seed(key: str, base: Mapping[str, Any]) -> bool:
-    """Options have a seed only where the base's source does: the generated world."""
-    return key != "load.options.seed" or base.get("load.kind") == "topics"
+def takes_seed(key: str, values: Mapping[str, Any]) -> bool:
+    """Options have a seed only where their kind does: the generated world, its judge."""
+    kind = SEEDED_KINDS.get(key)
+    return kind is None or values.get(key.replace("options.seed", "kind")) == kind
+
+
+def tells(told: Mapping[str, Any], key: str) -> bool:
+    """Whether settings give a seed themselves, by its full name or among the options of a kind."""
+    section, _, name = key.rpartition(".")
+    return key in told or name in (told.get(section) or {})
 
 
 def run(ablation: Ablation, shared: Mapping[str, Any]) -> Iterator[Outcome]:
-    """Every arm in every world; worlds side by side, the arms of one after the other.
+    """Every arm in every world; seeds side by side, all of a seed one after the other.
 
     Yields outcomes as they come. Raises the first error of any arm, named; what is made is kept.
     """
     seeds = list(ablation.all_seeds())
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(ablation.processes, len(seeds)), context)
+    count = min(ablation.processes, len(seeds))
+    pool = ProcessPoolExecutor(count, context, workers.end_with_parent)
     try:
-        waiting = [pool.submit(world, ablation, dict(shared), seed) for seed in seeds]
+        waiting = [pool.submit(of_seed, ablation, dict(shared), seed) for seed in seeds]
         for done in as_completed(waiting):
             yield from done.result()
+    except BaseException:
+        workers.end_children()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def world(ablation: Ablation, shared: Mapping[str, Any], seed: int) -> list[Outcome]:
-    """All arms in one world, in a process of its own; what they print goes to a log."""
+def of_seed(ablation: Ablation, shared: Mapping[str, Any], seed: int) -> list[Outcome]:
+    """All worlds and arms with one seed, in a process of its own; they print to a log."""
     from bpo_data.pipelines.run import Run, prepare
 
     found = []
-    for arm in ablation.arms:
-        asked = arm_settings(ablation, arm, shared, seed)
+    for name, arm in product(ablation.all_worlds(), ablation.arms):
+        asked = arm_settings(ablation, name, arm, shared, seed)
+        what = f"world {name}, arm {arm}, seed {seed}"
         prepare(asked.config.runtime)
         log = Path(asked.config.runtime.folder) / "ablation" / f"seed-{seed}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -182,8 +226,11 @@ def world(ablation: Ablation, shared: Mapping[str, Any], seed: int) -> list[Outc
             try:
                 made.go()
             except UserError as error:
-                raise UserError(f"arm {arm}, seed {seed}: {error}") from error
-        found.append(outcome(arm, seed, made.made))
+                raise UserError(f"{what}: {error}") from error
+        wins = made.made["wins"].facts
+        if not wins["win_rate"]:
+            raise UserError(f"{what}: there is no win rate. {wins['why_no_win_rate']}")
+        found.append(outcome(name, arm, seed, made.made))
     return found
 
 
@@ -195,13 +242,12 @@ def said_to(lines: Any) -> Iterator[None]:
         yield
 
 
-def outcome(arm: str, seed: int, made: Mapping[str, Any]) -> Outcome:
+def outcome(name: str, arm: str, seed: int, made: Mapping[str, Any]) -> Outcome:
     """The figures of a finished run."""
     wins, dataset, scores = (made[name].facts for name in ("wins", "dataset", "scores"))
-    if not wins["win_rate"]:
-        raise UserError(f"arm {arm}, seed {seed}: there is no win rate. {wins['why_no_win_rate']}")
     head, tail = head_and_tail(made["prompts"].table(["split", "topic"]).to_pylist(), wins)
     return Outcome(
+        world=name,
         arm=arm,
         seed=seed,
         points=wins["score_trained"]["mean"],
@@ -232,7 +278,3 @@ def head_and_tail(
         if part
     ]
     return (means[0], means[1]) if means else (float("nan"), float("nan"))
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

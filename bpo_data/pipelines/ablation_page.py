@@ -1,44 +1,107 @@
-"""What an ablation says: a table of arms with intervals over seeds, as text and as a page."""
+"""What an ablation says: a table of arms a world, with intervals over seeds; text and page."""
 
 from __future__ import annotations
 
 import dataclasses
+import platform
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from bpo_data import __version__, disk
+from bpo_data.pipelines import config
 from bpo_data.pipelines.ablation import Ablation, Outcome
-from bpo_data.statistics import Estimate, mean_of
+from bpo_data.pipelines.ablation_figure import figure
+from bpo_data.statistics import Estimate, holm, mean_of, student_p
 
 HEAD = (
-    *("arm", "points", "minus {against}", "win rate", "head", "tail"),
+    *("arm", "points", "minus {against}", "p", "win rate", "head", "tail"),
     *("pairs", "prompts", "judged", "updates", "chosen longer"),
 )
 
+COLUMNS = """\
+Points are means, over held-out prompts, of the judge that evaluates; `head` and `tail` those of
+the thirds of the topics that the pool asks most and least often. The difference is paired by seed:
+both arms have that seed's data, SFT policy, responses and gradients. Intervals are 95 %, Student
+over seeds, each for one comparison; `p` is Student's for the difference, corrected for all
+comparisons of the table (Holm 1979). `win rate` is against the SFT policy, ties half; `judged`
+counts the responses that were judged to make the pairs; `chosen longer` is the share of kept pairs
+whose chosen response is the longer.
+"""
 
-def rows(ablation: Ablation, outcomes: Sequence[Outcome]) -> Iterator[tuple[str, ...]]:
-    """The cells of each arm, best mean points first."""
+LIMITS = """\
+What it does not say: how much a rule gains on your data. The policies are of a quarter of a million
+to half a million weights, the answers a few tokens, the questions generated, and the judge is a
+program (with noise, where a world says so). A tie here means that a difference, if there is one, is
+smaller than the interval, in these worlds. What is the paper's (arXiv 2411.10914) is the method;
+every size, and every rule's exact form, is ours.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """An arm in one world, beside the arm that all are compared with."""
+
+    arm: str
+    outcomes: Sequence[Outcome]
+    points: Estimate
+    minus: Estimate | None
+    """Difference from the other arm, paired by seed; None for that arm itself."""
+    p: float | None
+    """Of the difference, corrected for all comparisons of its world; None without spread."""
+
+    @property
+    def verdict(self) -> str:
+        if self.minus is None or self.minus.count < 2:
+            return ""
+        if self.minus.low > 0:
+            return "better"
+        return "worse" if self.minus.high < 0 else "tie"
+
+    def mean(self, name: str) -> float:
+        return sum(getattr(one, name) for one in self.outcomes) / len(self.outcomes)
+
+
+def compared(ablation: Ablation, outcomes: Sequence[Outcome]) -> list[Compared]:
+    """Each arm of one world's outcomes, best mean points first."""
     of_arm = {arm: [one for one in outcomes if one.arm == arm] for arm in ablation.arms}
     base = {one.seed: one.points for one in of_arm[ablation.against]}
-    for arm in sorted(of_arm, key=lambda arm: (-mean(of_arm[arm], "points"), arm)):
-        found = of_arm[arm]
-        differences = [one.points - base[one.seed] for one in found if one.seed in base]
-        yield (
-            arm,
-            interval(mean_of([one.points for one in found]), 3),
-            "" if arm == ablation.against else interval(mean_of(differences), 3, sign=True),
-            f"{100 * mean(found, 'win_rate'):.1f} %",
-            *(f"{mean(found, name):.2f}" for name in ("head", "tail")),
-            *(f"{mean(found, name):,.0f}" for name in ("pairs", "prompts", "judged", "updates")),
-            f"{100 * mean(found, 'chosen_is_longer'):.0f} %",
-        )
+    differences = {
+        arm: [one.points - base[one.seed] for one in found]
+        for arm, found in of_arm.items()
+        if arm != ablation.against
+    }
+    p = holm({arm: student_p(values) for arm, values in differences.items()})
+    rows = []
+    for arm, found in of_arm.items():
+        points = mean_of([one.points for one in found])
+        assert points is not None, "every arm has an outcome"
+        minus = mean_of(differences[arm]) if arm in differences else None
+        rows.append(Compared(arm, found, points, minus, p.get(arm)))
+    return sorted(rows, key=lambda row: (-row.points.mean, row.arm))
 
 
-def mean(outcomes: Sequence[Outcome], name: str) -> float:
-    return sum(getattr(one, name) for one in outcomes) / len(outcomes)
+def worlds_of(
+    ablation: Ablation, outcomes: Sequence[Outcome]
+) -> Iterator[tuple[str, list[Compared]]]:
+    for name in ablation.all_worlds():
+        yield name, compared(ablation, [one for one in outcomes if one.world == name])
+
+
+def cells(row: Compared) -> tuple[str, ...]:
+    return (
+        row.arm,
+        interval(row.points, 3),
+        interval(row.minus, 3, sign=True),
+        "" if row.p is None else f"{row.p:.3f}" if row.p >= 0.001 else "< 0.001",
+        f"{100 * row.mean('win_rate'):.1f} %",
+        *(f"{row.mean(name):.2f}" for name in ("head", "tail")),
+        *(f"{row.mean(name):,.0f}" for name in ("pairs", "prompts", "judged", "updates")),
+        f"{100 * row.mean('chosen_is_longer'):.0f} %",
+    )
 
 
 def interval(estimate: Estimate | None, digits: int, sign: bool = False) -> str:
@@ -53,64 +116,130 @@ def interval(estimate: Estimate | None, digits: int, sign: bool = False) -> str:
 
 
 def lines(ablation: Ablation, outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """The table for a terminal."""
+    """The tables for a terminal."""
     head = tuple(name.format(against=ablation.against) for name in HEAD)
-    cells = [head, *rows(ablation, outcomes)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    for row in cells:
-        rest = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        yield "  ".join([row[0].ljust(widths[0]), *rest])
+    for name, found in worlds_of(ablation, outcomes):
+        if ablation.worlds:
+            yield f"world {name}"
+        table = [head, *map(cells, found)]
+        widths = [max(len(row[column]) for row in table) for column in range(len(head))]
+        for row in table:
+            rest = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+            yield "  ".join([row[0].ljust(widths[0]), *rest])
 
 
 def page(
     ablation: Ablation, shared: Mapping[str, Any], outcomes: Sequence[Outcome], command: str
 ) -> str:
-    """The table and all that is needed to make it again, in Markdown."""
+    """All that was found and all that is needed to make it again, in Markdown."""
     seeds = sorted({one.seed for one in outcomes})
-    head = [name.format(against=ablation.against) for name in HEAD]
-    table = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
-    table += ["| " + " | ".join(row) + " |" for row in rows(ablation, outcomes)]
-    arms = [
-        f"- `{arm}`: " + (", ".join(f"`{key}={value}`" for key, value in own.items()) or "as it is")
-        for arm, own in ((arm, flat(ablation.arms[arm])) for arm in ablation.arms)
+    worlds = dict(worlds_of(ablation, outcomes))
+    parts = [
+        f"# Depth rules against each other, {len(worlds)} world{'s'[: len(worlds) > 1]}, "
+        f"{len(seeds)} seeds",
+        ablation.about.strip(),
+        f"Made by\n\n    {command}\n\nwith {versions()}; seeds {seeds[0]} to {seeds[-1]}. Each "
+        f"seed has data, an SFT policy and draws of its own; what arms of a world have in common "
+        f"is measured once.",
+        "## In short",
+        *(in_short(ablation, name, found) for name, found in worlds.items()),
+        LIMITS.strip(),
+        "## Tables",
+        COLUMNS.strip(),
+        *(section(ablation, name, found) for name, found in worlds.items()),
+        "## Settings",
+        "\n".join(settings_of(ablation, shared)),
     ]
-    common = ", ".join(f"`{key}={value}`" for key, value in sorted(shared.items())) or "none"
-    return "\n".join(
-        [
-            f"# Ablation on `{ablation.base}`, {len(seeds)} seeds",
-            "",
-            f"Made by bpo_data {__version__} with",
-            "",
-            f"    {command}",
-            "",
-            f"Seeds {seeds[0]} to {seeds[-1]}: each is a world with data, SFT policy and draws of "
-            f"its own; all arms of a world share its measurements. Points are means over held-out "
-            f"prompts of the judge of the base recipe; `head` and `tail` are the thirds of the "
-            f"topics that the pool asks most and least often. Intervals are 95 %, Student over "
-            f"seeds; differences from `{ablation.against}` are paired by seed.",
-            "",
-            *table,
-            "",
-            f"Settings of all arms beside the base recipe: {common}.",
-            "",
-            *arms,
-            "",
-        ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def in_short(ablation: Ablation, name: str, found: Sequence[Compared]) -> str:
+    """Which arms win, tie and lose in a world, in words that follow from its table alone."""
+    groups: dict[str, list[Compared]] = {"better": [], "tie": [], "worse": []}
+    for row in found:
+        groups.get(row.verdict, []).append(row)
+    counted = sum(map(len, groups.values()))
+    if not counted:
+        return f"**{name}**: one seed; there are no intervals to go by."
+    sure = [row.arm for row in found if row.p is not None and row.p < 0.05]
+    said = (
+        f"**{name}**: of {counted} arms beside `{ablation.against}`, {len(groups['better'])} are "
+        f"better by an interval that excludes zero{listed(groups['better'])}; {len(groups['tie'])} "
+        f"cannot be told from it{listed(groups['tie'])}; {len(groups['worse'])} are "
+        f"worse{listed(groups['worse'])}. "
+    )
+    if not sure:
+        return f"{said}No difference is left after correction for {counted} comparisons."
+    names = ", ".join(f"`{arm}`" for arm in sure)
+    return f"{said}After correction for {counted} comparisons, these still differ: {names}."
+
+
+def listed(rows: Sequence[Compared]) -> str:
+    if not rows:
+        return ""
+    return (
+        " (" + ", ".join(f"`{row.arm}` {interval(row.minus, 3, sign=True)}" for row in rows) + ")"
     )
 
 
-def flat(arm: Mapping[str, Any]) -> dict[str, Any]:
-    from bpo_data.pipelines.config import flat_arm
+def section(ablation: Ablation, name: str, found: Sequence[Compared]) -> str:
+    """A world's table, and its figure by a link beside the page."""
+    head = [one.format(against=ablation.against) for one in HEAD]
+    table = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
+    table += ["| " + " | ".join(cells(row)) + " |" for row in found]
+    shown = f"![Differences from {ablation.against} in {name}]({{figures}}{name}.svg)"
+    return "\n".join([f"### {name}", "", *table, "", shown])
 
-    return flat_arm(arm)
+
+def settings_of(ablation: Ablation, shared: Mapping[str, Any]) -> Iterator[str]:
+    base = config.read_recipe(ablation.base)
+    yield f"- base recipe `{ablation.base}`: {said(base)}"
+    yield f"- all arms: {said(shared)}"
+    for name, own in ablation.all_worlds().items():
+        yield f"- world `{name}`: {said(config.flat_arm(own))}"
+    for arm, own in ablation.arms.items():
+        yield f"- arm `{arm}`: {said(config.flat_arm(own))}"
+
+
+def said(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{key}={value}`" for key, value in values.items()) or "nothing of its own"
+
+
+def versions() -> str:
+    """Versions that figures may hang on; nothing that names a machine."""
+    names = ("torch", "transformers", "trl", "faiss-cpu", "faiss-gpu", "scikit-learn", "numpy")
+    found = [f"bpo_data {__version__}", f"Python {platform.python_version()}"]
+    for name in names:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
 
 
 def table_of(outcomes: Sequence[Outcome]) -> pa.Table:
-    """One row an arm and seed."""
-    ordered = sorted(outcomes, key=lambda one: (one.arm, one.seed))
+    """One row a world, arm and seed."""
+    ordered = sorted(outcomes, key=lambda one: (one.world, one.arm, one.seed))
     return pa.Table.from_pylist([dataclasses.asdict(one) for one in ordered])
 
 
-def write(folder: Path, text: str, outcomes: Sequence[Outcome]) -> None:
+def write(
+    folder: Path,
+    ablation: Ablation,
+    shared: Mapping[str, Any],
+    outcomes: Sequence[Outcome],
+    command: str,
+) -> Path:
+    """The page with its figures and rows; the page's path, the card's where one is asked for."""
+    text = page(ablation, shared, outcomes, command)
     disk.write_parquet(table_of(outcomes), folder / "outcomes.parquet")
-    disk.write_bytes(text.encode(), folder / "ablation.md")
+    paths = [folder / "ablation.md"]
+    if ablation.card:
+        paths.append(Path(ablation.card))
+        paths[-1].parent.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        for name, found in worlds_of(ablation, outcomes):
+            drawn = figure(name, ablation.against, found)
+            disk.write_bytes(drawn.encode(), path.with_name(f"{path.stem}_{name}.svg"))
+        disk.write_bytes(text.replace("{figures}", f"{path.stem}_").encode(), path)
+    return paths[-1]

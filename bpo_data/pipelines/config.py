@@ -109,8 +109,9 @@ class Config:
             yield str(self.embed.options.get("model"))
         if self.augment.client == "openai":
             yield self.augment.model
-        for _, request, _ in requests_of(self.score.judge(), TWO_ANSWERS):
-            yield request.model
+        for judge in (self.score.judge(), self.evaluate.judge(self.score)):
+            for _, request, _ in requests_of(judge, TWO_ANSWERS):
+                yield request.model
 
     def impossible_budgets(self) -> Iterator[str]:
         """Numbers that no data can make fit; the allocate stage checks again with the real ones."""

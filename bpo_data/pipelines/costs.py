@@ -31,7 +31,12 @@ def asks(stage: str, config: Config) -> bool:
         return config.embed.kind == "server"
     if stage == "augment":
         return config.augment.client == "openai"
-    return stage in ASKS and not isinstance(config.score.judge(), Offline)
+    if stage not in ASKS:
+        return False
+    judge = config.score.judge()
+    if stage == "evaluate":
+        judge = config.evaluate.judge(config.score)
+    return not isinstance(judge, Offline)
 
 
 def expected(stage: str, config: Config, tables: Tables) -> list[Forecast]:
@@ -82,7 +87,7 @@ def score_asks(config: Config, tables: Tables) -> Asks | None:
 
 
 def evaluate_asks(config: Config, tables: Tables) -> Asks | None:
-    judge = config.score.judge()
+    judge = config.evaluate.judge(config.score)
     if "prompts" not in tables or not judge.judges_new:
         return None
     asked = evaluate.held_out(tables["prompts"], config.evaluate)

@@ -89,18 +89,18 @@ def compare(arguments: Sequence[str]) -> None:
 
     recipe = settings.recipe_word(arguments)
     asked, shared = ablation.read(recipe, arguments)
-    total = len(asked.arms) * len(asked.all_seeds())
+    total = len(asked.all_worlds()) * len(asked.arms) * len(asked.all_seeds())
     outcomes = []
     for one in ablation.run(asked, shared):
         outcomes.append(one)
-        say("ablation", f"{len(outcomes)} of {total}: {one.arm}, seed {one.seed}: {one.points:.3f}")
+        what = f"{one.world}, {one.arm}, seed {one.seed}: {one.points:.3f} points"
+        say("ablation", f"{len(outcomes)} of {total}: {what}")
     for line in ablation_page.lines(asked, outcomes):
         print(line)
     folder = Path(shared.get("runtime.folder", Runtime().folder)) / "ablation" / Path(recipe).stem
     command = "python -m bpo_data.pipelines.run " + " ".join(arguments)
-    page = ablation_page.page(asked, shared, outcomes, command)
-    ablation_page.write(folder, page, outcomes)
-    print(f"page {folder / 'ablation.md'}   rows {folder / 'outcomes.parquet'}")
+    page = ablation_page.write(folder, asked, shared, outcomes, command)
+    print(f"page {page}   rows {folder / 'outcomes.parquet'}")
 
 
 def help_text(words: list[str]) -> str:

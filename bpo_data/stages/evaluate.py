@@ -1,4 +1,4 @@
-"""The trained policy against the SFT policy on prompts held out from both, by the same judge."""
+"""The trained policy against the SFT policy on prompts held out from both, by one judge."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bpo_data.artifacts import Draft
+from bpo_data.components import judges, kinds
 from bpo_data.components.judging import Item, Judge
 from bpo_data.generation import Sample
 from bpo_data.llm.desk import Desk, asking_problems
 from bpo_data.policy import Policy
 from bpo_data.runtime import Runtime
-from bpo_data.stages.score import ScoreConfig, items_of
+from bpo_data.stages.score import ScoreConfig, items_of, model_digests
 from bpo_data.statistics import Estimate, mean_by_prompt, share_by_prompt
 from bpo_data.tables import ID, columns, lot, maybe
 from bpo_data.work import HOW
@@ -26,6 +27,13 @@ VERSION = 1
 
 @dataclass
 class EvaluateConfig:
+    kind: str = ""
+    """A judge of its own, a name in ``components.judges.KINDS`` or ``package.module:name``; empty
+    is the judge of ``score``."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the kind."""
+
     prompts: int = 0
     """Held-out prompts to use, drawn by lot; 0 uses all."""
 
@@ -50,7 +58,18 @@ class EvaluateConfig:
     seed: int = 0
     """Draws prompts and responses."""
 
+    def judge(self, score: ScoreConfig) -> Judge:
+        """Its own judge, or else that of the score stage. Raises UserError."""
+        if not self.kind:
+            return score.judge()
+        judge: Judge = kinds.build(judges.KINDS, self.kind, self.options, "evaluate.kind")
+        return judge
+
     def problems(self) -> Iterator[str]:
+        if self.kind:
+            yield from kinds.problems(judges.KINDS, self.kind, self.options, "evaluate.kind")
+        elif self.options:
+            yield "evaluate.options without a judge that has them: name it in evaluate.kind."
         if self.prompts < 0:
             yield f"evaluate.prompts={self.prompts}: give a number of prompts, or 0 for all."
         if min(self.draws, self.max_tokens, self.batch) < 1:
@@ -60,6 +79,17 @@ class EvaluateConfig:
         if self.temperature < 0:
             yield f"evaluate.temperature={self.temperature}: use 0 or more."
         yield from asking_problems(self.mode, (), "evaluate")
+
+
+def ready(config: EvaluateConfig) -> None:
+    """Raise UserError when its own judge lacks its key, before the stages ahead are made."""
+    if config.kind:
+        config.judge(ScoreConfig()).ready()
+
+
+def outside(config: EvaluateConfig) -> dict[str, str]:
+    """Digests of its own judge's model files, as ``score`` has them of its own."""
+    return model_digests(config.kind, config.options)
 
 
 def schema(config: EvaluateConfig) -> pa.Schema:
@@ -94,14 +124,14 @@ def run(
             model, revision, runtime.torch_device(spread=True), config.dtype
         )
     asked = held_out(prompts, config)
-    judge = ScoreConfig(**draft.inputs["scores"].manifest["settings"]).judge()
+    judge = config.judge(ScoreConfig(**draft.inputs["scores"].manifest["settings"]))
     if not asked:
         draft.facts["why_no_win_rate"] = (
             "no prompt is held out; raise load.test_share or give the source more prompts"
         )
     elif not judge.judges_new:
         draft.facts["why_no_win_rate"] = (
-            f"score.kind={judge.name} knows the source's own responses only, so new responses "
+            f"the judge {judge.name} knows the source's own responses only, so new responses "
             f"have no points; the ranking of held-out pairs is measured instead"
         )
         asked = []
