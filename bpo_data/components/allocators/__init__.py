@@ -18,6 +18,7 @@ from bpo_data.components.allocators.clusters import (
     Informative,
     Sample,
 )
+from bpo_data.components.allocators.confirmed import Confirmed
 from bpo_data.components.allocators.cover import DOptimal, KCenter
 from bpo_data.components.allocators.facility import FacilityLocation
 from bpo_data.components.allocators.lots import Breadth, Random, Uniform
@@ -30,6 +31,7 @@ from bpo_data.components.allocators.ranked import Ifd, Margin, Norm, Perplexity,
 __all__ = ["KINDS", "Allocator", "Choice", "Picker", "Pool", "largest_remainder", "limits"]
 
 KINDS: dict[str, Callable[..., Allocator]] = {
+    "confirmed": Confirmed,
     "center": Center,
     "sample": Sample,
     "per_prompt": PerPrompt,
