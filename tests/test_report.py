@@ -83,6 +83,15 @@ def test_own_pairs_without_new_responses_say_why_there_is_no_win_rate(page):
     assert "of held-out pairs moved the right way" in page
 
 
+def test_length_bias_stands_for_all_pairs_for_candidates_and_for_those_kept(page):
+    rows = page.split("<h3>Length</h3>")[1].split("</table>")[0].split("<tr>")[2:]
+    cells = [[cell.split("<")[0].split(">")[-1] for cell in row.split("<td")[1:]] for row in rows]
+    assert [row[0] for row in cells] == ["all with a margin above the floor", "candidates", "kept"]
+    assert len({row[1] for row in cells}) == 1, "one pair a prompt, all of them kept"
+    assert {tuple(row[2:4]) for row in cells} == {("100.0 %", "0")}
+    assert "a policy may learn just that" in page
+
+
 @needs_data
 def test_control_tokens_in_text_never_become_control_tokens(tmp_path):
     result = run(

@@ -11,8 +11,10 @@ from heapq import heapify, heappop, heappush
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from bpo_data.tables import lot
+from bpo_data.tables import lookup, lot
 
 Pair = dict[str, Any]
 """A row with ``chosen_length`` and ``rejected_length``."""
@@ -36,8 +38,18 @@ def lengths_of(pairs: Sequence[Pair]) -> np.ndarray:
     return np.array(lengths, dtype=np.int64).reshape(-1, 2)
 
 
+def characters(pairs: pa.Table, responses: pa.Table) -> np.ndarray:
+    """Lengths of chosen and rejected of rows of the pairs table, (n, 2) int64."""
+    texts = responses.select(["response_id", "text"])
+    sides = [
+        pc.utf8_length(lookup(texts, "response_id", pairs[name])["text"]).to_numpy()
+        for name in ("chosen_id", "rejected_id")
+    ]
+    return np.stack(sides, axis=1).astype(np.int64)
+
+
 def bias(lengths: np.ndarray) -> dict[str, Any]:
-    """What length says of pairs, as facts, from their lengths of chosen and rejected: (n, 2), n > 0.
+    """What length says of pairs, as facts: lengths of chosen and rejected, (n, 2), n > 0.
 
     ``longer_share`` is the share of pairs whose chosen response is the longer one, a tie half: 0.5
     is no preference. ``median_ratio`` is that of chosen over rejected, an empty text counted 1.

@@ -14,11 +14,12 @@ import pyarrow.compute as pc
 
 from bpo_data import __version__, disk
 from bpo_data.artifacts import Draft
+from bpo_data.components.lengths import bias, characters
 from bpo_data.runtime import Runtime
 from bpo_data.statistics import gini
 from bpo_data.tables import ID, MSG, columns, lookup, lot, maybe
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
@@ -82,6 +83,10 @@ def run(
         if rows.num_rows:
             draft.write(rows, f"dataset/{name}.parquet")
     draft.facts |= figures(dataset, allocation)
+    draft.facts["lengths"] = {
+        "candidates": bias(characters(pairs, responses)),
+        "kept": bias(characters(lookup(pairs, "pair_id", kept["pair_id"]), responses)),
+    }
     disk.write_bytes(card(draft, config).encode(), draft.view("dataset/README.md"))
 
 

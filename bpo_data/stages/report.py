@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 
 from bpo_data import disk
 from bpo_data.artifacts import Draft
+from bpo_data.components.lengths import bias, characters
 from bpo_data.runtime import Runtime
 from bpo_data.tables import columns, lookup, lot
 from bpo_data.work import leaves
 
-VERSION = 2
+VERSION = 3
 COLOURS = 10
 """Colours of the map; clusters share them in turn."""
 
@@ -101,7 +102,7 @@ def pair_table(draft: Draft) -> pa.Table:
 
 
 def cluster_rows(draft: Draft, config: ReportConfig) -> list[dict[str, Any]]:
-    """The largest clusters with sizes, kept pairs and their most typical pair."""
+    """The largest clusters with sizes, kept pairs, length bias and their most typical pair."""
     table = pair_table(draft)
     grouped = table.append_column("kept_count", pc.cast(table["kept"], pa.int64()))
     sums = grouped.group_by("cluster").aggregate(
@@ -113,7 +114,7 @@ def cluster_rows(draft: Draft, config: ReportConfig) -> list[dict[str, Any]]:
     for row in rows[: config.clusters]:
         members = table.filter(pc.equal(table["cluster"], row["cluster"]))
         nearest = members.sort_by([("distance", "ascending"), ("pair_id", "ascending")])
-        typical = nearest["pair_id"][0].as_py()
+        pairs = lookup(texts.pairs, "pair_id", members["pair_id"])
         found.append(
             {
                 "cluster": row["cluster"],
@@ -122,7 +123,9 @@ def cluster_rows(draft: Draft, config: ReportConfig) -> list[dict[str, Any]]:
                 "kept": row["kept_count_sum"],
                 "prompts": len(set(members["prompt_id"].to_pylist())),
                 "usefulness": row["usefulness_mean"],
-                **texts.of(typical),
+                "mean_margin": pc.mean(pairs["margin"]).as_py(),
+                "longer_share": bias(characters(pairs, texts.responses))["longer_share"],
+                **texts.of(nearest["pair_id"][0].as_py()),
             }
         )
     return found

@@ -21,7 +21,7 @@ class Confirmed(Ranked):
     ``margin``.
     """
 
-    def __init__(self, power: int = 4, weight: float = 1.0) -> None:
+    def __init__(self, power: int = 2, weight: float = 1.0) -> None:
         super().__init__("large")
         if power < 1:
             raise ValueError(f"power={power}: a whole number from 1 on")
