@@ -158,7 +158,7 @@ def test_rules_that_need_no_gradients_do_not_read_them(tmp_path):
 
 
 def test_facts_say_what_the_rule_did(tmp_path):
-    facts = allocated(tmp_path, measured(), budget=30, max_depth=3).facts
+    facts = allocated(tmp_path, measured(), kind="center", budget=30, max_depth=3).facts
     assert facts["prompts_without_pairs"] == 0
     assert facts["reasons"]["floor"] == facts["prompts"] == 12
     assert facts["prompts_at_cap"] == facts["depths"].get("3", 0)

@@ -14,12 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_server_pipeline import arguments, policy, reply
 
+from bpo_data.errors import UserError
 from bpo_data.llm.endpoint import Endpoint
 from bpo_data.llm.forecast import Asks, Seen, forecast, lasting, table
 from bpo_data.llm.ledger import Bill
 from bpo_data.llm.limits import Limits
 from bpo_data.llm.prices import Price, Prices
 from bpo_data.llm.stub import StubServer
+from bpo_data.pipelines import config as settings
+from bpo_data.pipelines import costs
 
 __all__ = ["policy"]  # a fixture
 
@@ -270,3 +273,17 @@ def test_what_a_judge_needs_is_said(settings, said):
     result = run("stage=load", *settings)
     assert result.returncode == 2
     assert said in result.stderr, result.stderr
+
+
+def test_a_judge_of_evaluates_own_is_reckoned_and_needs_its_price(tmp_path):
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("date: 2026-11-20\nmodels:\n  other: {prompt: 1, completion: 1}\n")
+    words = [
+        "evaluate.kind=rubric", "evaluate.options.model=marker", "budget.usd=1",
+        f"budget.prices={prices}",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="has no price of marker"):
+        settings.read(words)
+    config = settings.read(words[:2]).config
+    assert costs.asks("evaluate", config)
+    assert not costs.asks("score", config)

@@ -377,6 +377,7 @@ def test_modules_that_an_adapter_trains_whole_are_off_too():
     assert found == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow  # half a minute of the C++ compiler's
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_blocks_change_nothing_beyond_rounding(llama):
     prompts, responses = sequences(16)

@@ -20,6 +20,7 @@ from pairing import paired, pool
 
 from bpo_data.components.lengths import alike, bias, evened, first_of_each, side
 from bpo_data.errors import UserError
+from bpo_data.stages.export import drift
 from bpo_data.stages.pair import PairConfig
 
 PAIR = st.tuples(st.integers(0, 5), st.integers(0, 5))
@@ -246,3 +247,14 @@ def test_a_wrong_ratio_ends_the_run_in_one_line():
     result = run("stage=pair", "plan=true", "pair.max_length_ratio=0.5")
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [(0.76, 0.88, "in 88% of the kept pairs, in 76%"), (0.76, 0.80, ""), (0.2, 0.5, "")],
+)
+def test_a_rule_that_chooses_for_length_is_said(before, after, said):
+    lengths = {"candidates": {"longer_share": before}, "kept": {"longer_share": after}}
+    found = drift(lengths)
+    assert said in found
+    assert bool(found) == bool(said)

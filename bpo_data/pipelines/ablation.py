@@ -117,6 +117,7 @@ class Outcome:
     """Responses that were judged to make the pairs."""
     updates: int
     chosen_is_longer: float
+    """Share of the kept pairs, equal lengths half."""
 
 
 def read(recipe: str, words: Sequence[str]) -> tuple[Ablation, dict[str, Any]]:
@@ -258,7 +259,7 @@ def outcome(name: str, arm: str, seed: int, made: Mapping[str, Any]) -> Outcome:
         prompts=dataset["prompts"],
         judged=sum(scores["states"].values()),
         updates=made["trained"].rows,
-        chosen_is_longer=dataset["chosen_is_longer"],
+        chosen_is_longer=dataset["lengths"]["kept"]["longer_share"],
     )
 
 

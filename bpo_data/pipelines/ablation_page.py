@@ -29,7 +29,7 @@ both arms have that seed's data, SFT policy, responses and gradients. Intervals 
 over seeds, each for one comparison; `p` is Student's for the difference, corrected for all
 comparisons of the table (Holm 1979). `win rate` is against the SFT policy, ties half; `judged`
 counts the responses that were judged to make the pairs; `chosen longer` is the share of kept pairs
-whose chosen response is the longer.
+whose chosen response is the longer, equal lengths half.
 """
 
 LIMITS = """\

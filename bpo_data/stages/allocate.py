@@ -29,7 +29,7 @@ BLOCK = 8192
 
 @dataclass
 class AllocateConfig:
-    kind: str = "center"
+    kind: str = "confirmed"
     """A name in ``components.allocators.KINDS``, or ``package.module:name``."""
 
     options: dict[str, Any] = field(default_factory=dict)

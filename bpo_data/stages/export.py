@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,25 @@ def run(
         "candidates": bias(characters(pairs, responses)),
         "kept": bias(characters(lookup(pairs, "pair_id", kept["pair_id"]), responses)),
     }
+    if said := drift(draft.facts["lengths"]):
+        draft.say(said)
     disk.write_bytes(card(draft, config).encode(), draft.view("dataset/README.md"))
+
+
+DRIFT = 0.05
+"""Share of pairs by which a depth rule may add to length bias before it is said."""
+
+
+def drift(lengths: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line where the depth rule chose for length much more than the candidates do."""
+    before, after = (lengths[name]["longer_share"] for name in ("candidates", "kept"))
+    if after <= max(before, 0.5) + DRIFT:
+        return ""
+    return (
+        f"the depth rule prefers length: the chosen response is the longer in {after:.0%} of the "
+        f"kept pairs, in {before:.0%} of the candidates. pair.match_length and "
+        f"pair.max_length_ratio bound that"
+    )
 
 
 def joined(
@@ -132,12 +150,6 @@ def split_of(prompt_ids: list[str], config: ExportConfig) -> list[str]:
 
 def figures(dataset: pa.Table, allocation: pa.Table) -> dict[str, Any]:
     """Counts for the card and the report."""
-    longer = [
-        len(chosen[0]["content"]) > len(rejected[0]["content"])
-        for chosen, rejected in zip(
-            dataset["chosen"].to_pylist(), dataset["rejected"].to_pylist(), strict=True
-        )
-    ]
     depth = Counter(dataset["prompt_id"].to_pylist())
     return {
         "pairs": dataset.num_rows,
@@ -148,7 +160,6 @@ def figures(dataset: pa.Table, allocation: pa.Table) -> dict[str, Any]:
         "gini": round(gini(list(depth.values())), 4),
         "gini_before": round(gini(list(Counter(allocation["prompt_id"].to_pylist()).values())), 4),
         "pool": allocation.num_rows,
-        "chosen_is_longer": round(sum(longer) / len(longer), 4),
         "mean_margin": round(float(pc.mean(dataset["margin"]).as_py()), 4),
     }
 

@@ -62,7 +62,8 @@ def expected(
         for begin in starts[start // BLOCK :]:
             other = slice(begin, begin + BLOCK)
             signed = gradients[one] @ gradients[other].T
-            signed[prompt[one, None] == prompt[None, other]] = 0
+            if np.isin(prompt[one], prompt[other]).any():
+                signed[prompt[one, None] == prompt[None, other]] = 0
             size = np.abs(signed)
             for _ in range(power - 1):
                 signed *= size
