@@ -261,3 +261,25 @@ def test_the_shipped_recipe_holds_ten_arms_and_more_at_equal_pairs():
     assert {one.allocate.budget for one in asked} == {512}
     assert {(one.train.steps, one.train.batch) for one in asked} == {(128, asked[0].train.batch)}
     assert {one.sft.seed for one in asked} == {0}
+
+
+def test_quick_is_two_seeds_of_the_first_world():
+    asked = Ablation(seeds=9, first_seed=4, worlds={"one": {}, "two": {}}, quick=True)
+    assert list(asked.all_seeds()) == [4, 5]
+    assert list(asked.all_worlds()) == ["one"]
+    assert list(Ablation(seeds=1, quick=True).all_seeds()) == [0]
+    assert list(Ablation(base="mine").all_worlds()) == ["mine"]
+
+
+def test_what_is_told_goes_before_the_seed_and_an_arm_before_all():
+    asked = Ablation(
+        worlds={"w": {"pair": {"seed": 7, "per_prompt": 3}, "score": {"options": {"noise": 1.0}}}},
+        arms={"a": {"pair.per_prompt": 4}, "b": {"score.options": {"seed": 5}}},
+    )
+    first, second = (
+        ablation.arm_settings(asked, "w", arm, {"sft.seed": 9}, 4).config for arm in ("a", "b")
+    )
+    assert (first.sft.seed, first.pair.seed, first.load.seed) == (9, 7, 4)
+    assert (first.pair.per_prompt, second.pair.per_prompt) == (4, 3)
+    assert first.score.options == {"noise": 1.0, "seed": 4}
+    assert second.score.options["seed"] == 5
