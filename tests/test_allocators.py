@@ -294,7 +294,7 @@ def pool_by_lot(small: int, large: int) -> Pool:
     for number in range(80):
         count = small if number % 2 else large
         responses = [
-            {"response_id": f"p{number:02d}/{n:02d}", "number": n, "score": float(n)}
+            {"response_id": f"p{number:02d}/{n:02d}", "number": n, "score": float(n), "text": ""}
             for n in range(count)
         ]
         pairs = pairs_of(f"p{number:02d}", responses, PairConfig())

@@ -201,7 +201,7 @@ def test_another_depth_rule_repeats_no_measurement(unbroken, kind):
     verbs = {line.split()[0]: line.split()[1] for line in result.stdout.splitlines()}
     assert verbs.pop("allocate") == "made"
     assert set(verbs.values()) == {"kept"}
-    assert f"allocate   running: kind confirmed -> {kind}" in result.stderr
+    assert f"allocate   running: kind margin -> {kind}" in result.stderr
     (path,) = (
         path.parent
         for path in unbroken.glob("allocate-*/manifest.json")
