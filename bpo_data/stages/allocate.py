@@ -30,8 +30,8 @@ BLOCK = 8192
 @dataclass
 class AllocateConfig:
     kind: str = "margin"
-    """A name in ``components.allocators.KINDS``, or ``package.module:name``; ``center`` is our reading
-    of the paper's rule."""
+    """A name in ``components.allocators.KINDS``, or ``package.module:name``; ``center`` is our
+    reading of the paper's rule."""
 
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the kind."""
