@@ -193,10 +193,13 @@ def test_what_is_said_in_short_follows_from_the_intervals():
         for seed in range(4)
     ]
     said = ablation_page.in_short(found, "w", ablation_page.compared(found, outcomes))
-    assert "1 are better by an interval that excludes zero (`good` +0.302" in said
-    assert "1 cannot be told from it (`same`" in said
-    assert "1 are worse (`bad`" in said
+    assert "3 arms beside `uniform`" in said
+    assert "excludes zero: `good` +0.302" in said
+    assert "Not to be told from it: `same`" in said
+    assert "Worse: `bad`" in said
     assert "these still differ: `good`, `bad`." in said
+    advice = ablation_page.for_a_user(found, {"w": ablation_page.compared(found, outcomes)})
+    assert "never worse: `good`. Sometimes worse and never better: `bad`." in advice
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))

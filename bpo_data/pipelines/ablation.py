@@ -258,7 +258,7 @@ def outcome(name: str, arm: str, seed: int, made: Mapping[str, Any]) -> Outcome:
         pairs=dataset["pairs"],
         prompts=dataset["prompts"],
         judged=sum(scores["states"].values()),
-        updates=made["trained"].rows,
+        updates=made["trained"].facts["updates"],
         chosen_is_longer=dataset["lengths"]["kept"]["longer_share"],
     )
 
