@@ -266,6 +266,11 @@ def test_the_shipped_recipe_holds_ten_arms_and_more_at_equal_pairs():
     assert {one.sft.seed for one in asked} == {0}
 
 
+def test_a_plan_is_refused_and_not_run():
+    with pytest.raises(UserError, match="plan= has no use with an ablation"):
+        ablation.read("ablation", ["recipe=ablation", "plan=true"])
+
+
 def test_quick_is_two_seeds_of_the_first_world():
     asked = Ablation(seeds=9, first_seed=4, worlds={"one": {}, "two": {}}, quick=True)
     assert list(asked.all_seeds()) == [4, 5]

@@ -126,7 +126,11 @@ def read(recipe: str, words: Sequence[str]) -> tuple[Ablation, dict[str, Any]]:
     Raises UserError with a line for each thing wrong, those of every arm included.
     """
     problems: list[str] = []
-    _, given = settings.split_words(words, problems)
+    other, given = settings.split_words(words, problems)
+    for word in sorted(other.keys() - {"recipe"}):
+        problems.append(
+            f"{word}= has no use with an ablation, which runs all it needs; leave it out."
+        )
     values = settings.read_recipe(recipe)
     own = {key: value for key, value in values.items() if key.startswith("ablation.")}
     own |= {key: value for key, value in given.items() if key.startswith("ablation.")}
