@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bpo_data import __version__, disk
+from bpo_data import card, disk
 from bpo_data.artifacts import Draft
 from bpo_data.components.lengths import bias, characters
 from bpo_data.runtime import Runtime
@@ -89,7 +87,7 @@ def run(
     }
     if said := drift(draft.facts["lengths"]):
         draft.say(said)
-    disk.write_bytes(card(draft, config).encode(), draft.view("dataset/README.md"))
+    disk.write_bytes(card.text(draft, vars(config)).encode(), draft.view("dataset/README.md"))
 
 
 DRIFT = 0.05
@@ -162,51 +160,3 @@ def figures(dataset: pa.Table, allocation: pa.Table) -> dict[str, Any]:
         "pool": allocation.num_rows,
         "mean_margin": round(float(pc.mean(dataset["margin"]).as_py()), 4),
     }
-
-
-def card(draft: Draft, config: ExportConfig) -> str:
-    """The dataset card, from the template in ``data_cards``."""
-    from jinja2 import Environment, StrictUndefined
-
-    template = template_path().read_text(encoding="utf-8")
-    environment = Environment(  # the card is Markdown, which has no HTML to escape
-        undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, autoescape=False
-    )
-    return environment.from_string(template).render(
-        facts=draft.facts,
-        config=config,
-        inputs=draft.inputs,
-        settings={
-            used.manifest["stage"]: used.manifest["settings"] for used in draft.inputs.values()
-        }
-        | {"export": vars(config)},
-        version=__version__,
-        has_test="test" in draft.facts["splits"],
-        size=size_category(draft.facts["pairs"]),
-        digest=content_digest(draft),
-    )
-
-
-def content_digest(draft: Draft) -> str:
-    """16 hex digits that change with the rows.
-
-    ``datasets`` caches a local folder by its name and its card alone, so two exports whose cards
-    agree would be one dataset to it, and the second would load the rows of the first.
-    """
-    rows = "".join(disk.sha256(draft.folder / name) for name in draft.table_files)
-    return hashlib.sha256(rows.encode()).hexdigest()[:16]
-
-
-def template_path() -> Path:
-    """The card's template: beside the package in a checkout, inside it in a wheel."""
-    package = Path(__file__).parents[1]
-    inside = package / "data_cards" / "TEMPLATE.md"
-    return inside if inside.exists() else package.parent / "data_cards" / "TEMPLATE.md"
-
-
-def size_category(rows: int) -> str:
-    """The hub's word for a size."""
-    for bound, name in ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K")):
-        if rows < bound:
-            return name
-    return "100K<n<1M" if rows < 1_000_000 else "n>1M"
