@@ -31,6 +31,14 @@ def write_bytes(content: bytes, path: Path) -> None:
     os.rename(writing, path)
 
 
+def not_writable(folder: Path) -> str:
+    """Why files cannot be put in a folder that is there or would be made; empty when they can."""
+    place = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    if not place.is_dir():
+        return f"{place} is no folder"
+    return "" if os.access(place, os.W_OK | os.X_OK) else f"{place} does not let you"
+
+
 def sync_file(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())

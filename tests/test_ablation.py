@@ -291,3 +291,52 @@ def test_what_is_told_goes_before_the_seed_and_an_arm_before_all():
     assert (first.pair.per_prompt, second.pair.per_prompt) == (4, 3)
     assert first.score.options == {"noise": 1.0, "seed": 4}
     assert second.score.options["seed"] == 5
+
+
+SHORT = "uniform: {allocate: {kind: uniform}}, margin: "
+
+
+@pytest.mark.parametrize(
+    ("section", "wrong"),
+    [
+        ("arms: [uniform, margin]", "ablation.arms=['uniform', 'margin']: give settings by name"),
+        (f"arms: {{{SHORT}5}}", "ablation.arms.margin=5: give settings by name"),
+        (f"arms: {{{SHORT}[a]}}", "ablation.arms.margin=['a']: give settings by name"),
+        ("arms: {uniform: , a/b: }", "ablation.arms.a/b: use letters"),
+        (f"worlds: [x], arms: {{{SHORT}}}", "ablation.worlds=['x']: give settings by name"),
+        (f"worlds: {{x: 3}}, arms: {{{SHORT}}}", "ablation.worlds.x=3: give settings by name"),
+        (f"worlds: {{'../x': }}, arms: {{{SHORT}}}", "ablation.worlds.../x: use letters"),
+        (f"card: /dev/null/x.md, arms: {{{SHORT}}}", "ablation.card=/dev/null/x.md cannot be"),
+    ],
+)
+def test_arms_and_worlds_of_another_shape_are_named(tmp_path, section, wrong):
+    (tmp_path / "mine.yaml").write_text(f"ablation: {{{section}}}\n")
+    with pytest.raises(UserError) as caught:
+        ablation.read(f"{tmp_path}/mine.yaml", [])
+    assert wrong in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_arm_without_settings_is_the_base_recipe(tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"ablation: {{arms: {{{SHORT}}}}}\n")
+    found, shared = ablation.read(f"{tmp_path}/mine.yaml", [])
+    assert found.arms["margin"] == {}
+    assert ablation.arm_settings(found, "quickstart", "margin", shared, 0).config.allocate.budget
+
+
+def test_a_world_without_a_name_has_that_of_its_base_recipe(tmp_path):
+    recipe = ablation.settings.recipe_folder() / "quickstart.yaml"
+    assert list(Ablation(base=str(recipe)).all_worlds()) == ["quickstart"]
+
+
+def test_options_given_as_text_take_the_seed_unless_they_have_one():
+    one = Ablation(arms={"uniform": {}})
+    for options, seed in (("{seed_prompts: 300}", 7), ("{seed: 5, seed_prompts: 300}", 5)):
+        asked = ablation.arm_settings(one, "quickstart", "uniform", {"load.options": options}, 7)
+        assert asked.config.load.options["seed"] == seed
+
+
+def test_its_settings_are_documented():
+    from bpo_data.pipelines.manual import describe
+
+    assert "ablation.first_seed=0" in describe("ablation")

@@ -12,14 +12,16 @@ import contextlib
 import dataclasses
 import logging
 import multiprocessing
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from bpo_data import workers
+from bpo_data import disk, workers
 from bpo_data.errors import UserError
 from bpo_data.pipelines import config as settings
 from bpo_data.pipelines.values import TYPES, typed
@@ -35,6 +37,8 @@ SEEDED_KINDS = {"load.options.seed": "topics", "score.options.seed": "verifier"}
 
 TEXTS = ("about", "base", "against", "card")
 GROUPS = ("arms", "worlds")
+NAME = re.compile(r"[\w.+-]*\w[\w.+-]*")
+"""What an arm or a world may be called: it becomes part of a file's name and of a table."""
 KINDS = {"quick": bool, **dict.fromkeys(TEXTS, str), **dict.fromkeys(GROUPS, dict)}
 """Types of the settings of ``Ablation`` that are no whole numbers."""
 
@@ -85,6 +89,8 @@ class Ablation:
             yield "ablation.seeds and ablation.processes are at least 1, first_seed 0 or more."
         if self.card and not self.card.endswith(".md"):
             yield f"ablation.card={self.card}: name a Markdown file, such as evidence.md."
+        elif self.card and (why := disk.not_writable(Path(self.card).parent)):
+            yield f"ablation.card={self.card} cannot be written: {why}."
 
     def all_seeds(self) -> range:
         seeds = min(self.seeds, 2) if self.quick else self.seeds
@@ -92,8 +98,18 @@ class Ablation:
 
     def all_worlds(self) -> dict[str, dict[str, Any]]:
         """Settings of each world by its name."""
-        worlds = self.worlds or {self.base: {}}
+        worlds = self.worlds or {Path(self.base).stem: {}}
         return dict(list(worlds.items())[: 1 if self.quick else None])
+
+    def group_problems(self) -> Iterator[str]:
+        """What is wrong with the shape of arms and worlds, and with their names."""
+        for group in GROUPS:
+            for name, own in getattr(self, group).items():
+                where = f"ablation.{group}.{name}"
+                if not NAME.fullmatch(name):
+                    yield f"{where}: use letters, digits, and . _ + - in a name."
+                if not isinstance(own, dict):
+                    yield f"{where}={own}: give {TYPES[dict]}, or nothing."
 
 
 @dataclass(frozen=True)
@@ -131,6 +147,8 @@ def read(recipe: str, words: Sequence[str]) -> tuple[Ablation, dict[str, Any]]:
         problems.append(
             f"{word}= has no use with an ablation, which runs all it needs; leave it out."
         )
+    from yaml import YAMLError
+
     values = settings.read_recipe(recipe)
     own = {key: value for key, value in values.items() if key.startswith("ablation.")}
     own |= {key: value for key, value in given.items() if key.startswith("ablation.")}
@@ -145,9 +163,12 @@ def read(recipe: str, words: Sequence[str]) -> tuple[Ablation, dict[str, Any]]:
             continue
         kind = KINDS.get(name, int)
         try:
-            setattr(found, name, typed(value, kind))
-        except (ValueError, KeyError):
+            setattr(found, name, group(value) if name in GROUPS else typed(value, kind))
+        except (ValueError, KeyError, YAMLError):
             problems.append(f"{key}={value}: give {TYPES[kind]}.")
+    problems += found.group_problems()
+    if problems:  # arms that are none say nothing of what is in them
+        raise UserError("\n".join(dict.fromkeys(problems)))
     problems += found.problems()
     for name, arm in product(found.all_worlds(), found.arms):
         where = f"world {name}, arm {arm}" if found.worlds else f"arm {arm}"
@@ -155,6 +176,16 @@ def read(recipe: str, words: Sequence[str]) -> tuple[Ablation, dict[str, Any]]:
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     return found, shared
+
+
+def group(value: Any) -> dict[str, Any]:
+    """Arms or worlds by name; nothing below a name is no settings. Raises ValueError."""
+    found = typed(value, dict)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ValueError(value)
+    return {str(name): {} if own is None else own for name, own in found.items()}
 
 
 def arm_problems(ablation: Ablation, name: str, arm: str, shared: Mapping[str, Any]) -> list[str]:
@@ -192,7 +223,8 @@ def takes_seed(key: str, values: Mapping[str, Any]) -> bool:
 def tells(told: Mapping[str, Any], key: str) -> bool:
     """Whether settings give a seed themselves, by its full name or among the options of a kind."""
     section, _, name = key.rpartition(".")
-    return key in told or name in (told.get(section) or {})
+    options = typed(told.get(section) or {}, dict)  # text, where the command line gives them
+    return key in told or name in options
 
 
 def run(ablation: Ablation, shared: Mapping[str, Any]) -> Iterator[Outcome]:
@@ -208,6 +240,11 @@ def run(ablation: Ablation, shared: Mapping[str, Any]) -> Iterator[Outcome]:
         waiting = [pool.submit(of_seed, ablation, dict(shared), seed) for seed in seeds]
         for done in as_completed(waiting):
             yield from done.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process of the ablation was killed, most often for want of memory. Lower "
+            "ablation.processes and run the same command again: what is made is kept."
+        ) from error
     except BaseException:
         workers.end_children()
         raise

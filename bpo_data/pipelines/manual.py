@@ -10,12 +10,13 @@ import re
 import typing
 
 from bpo_data.errors import UserError, nearest
+from bpo_data.pipelines.ablation import Ablation
 from bpo_data.pipelines.config import Config
 
 
 def describe(section: str) -> str:
     """A section's settings with defaults and meanings. Raises UserError for an unknown one."""
-    sections = typing.get_type_hints(Config)
+    sections = typing.get_type_hints(Config) | {"ablation": Ablation}
     if section not in sections:
         raise UserError(
             f"There is no section {section}.{nearest(section, sections)} "
