@@ -24,7 +24,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from bpo_data import __version__, disk
+from bpo_data import __version__, disk, stopping
 from bpo_data.errors import UserError
 from bpo_data.tables import canonical
 from bpo_data.work import Work, difference
@@ -32,6 +32,8 @@ from bpo_data.workers import Make, Workers
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+RESUMED = ".resume"
+"""Folder of an artifact in the making for what an interrupted try leaves to the next."""
 
 
 class Artifact:
@@ -112,6 +114,12 @@ class Draft:
         _write_part(self.folder, self.schema, self.makes, name, table)
         self.table_files.append(name)
 
+    def write_log(self, table: pa.Table) -> None:
+        """Like ``write``, for the log of a training: no digest covers it, since the line after an
+        interruption is a mean over fewer updates. What later stages read is the model."""
+        self.write(table)
+        self.views.add(self.table_files[-1])
+
     def write_beside(self, table: pa.Table, name: str) -> None:
         """Write a Parquet file that is not part of the stage's table, such as rows set aside."""
         disk.write_parquet(table, self.folder / name)
@@ -144,6 +152,7 @@ class Draft:
                 missing = []
             end = self.progress.n
             for name, part in missing:
+                stopping.check()
                 write(name, make(part))
                 end += part.num_rows
                 self.progress.update(end - self.progress.n)
@@ -168,9 +177,9 @@ class Draft:
         self.views.add(name)
         return self.file(name)
 
-    def scratch(self, name: str) -> Path:
-        """A folder for the stage's own use, gone when it is done."""
-        path = self.folder / ".scratch" / name
+    def resumable(self, name: str) -> Path:
+        """A folder that an interruption leaves in place for the next try, gone when all is done."""
+        path = self.folder / RESUMED / name
         path.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -292,11 +301,12 @@ class Shelf:
         try:
             run(draft)
         except UserError:
+            shutil.rmtree(partial / RESUMED, ignore_errors=True)
             keep_parts(partial, makes)
             if not any(partial.iterdir()):
                 partial.rmdir()
             raise
-        shutil.rmtree(partial / ".scratch", ignore_errors=True)
+        shutil.rmtree(partial / RESUMED, ignore_errors=True)
         manifest = receipt(work, draft, time.monotonic() - started)
         disk.write_bytes(
             json.dumps(manifest, indent=1, ensure_ascii=False).encode(), partial / MANIFEST
@@ -307,8 +317,10 @@ class Shelf:
 
 
 def keep_parts(partial: Path, makes: str) -> None:
-    """Clear what an interrupted try left, but for its finished parts."""
+    """Clear what an interrupted try left, but for its finished parts and what it left to resume."""
     for path in partial.iterdir():
+        if path.name == RESUMED:
+            continue
         if path.is_dir():
             shutil.rmtree(path)
         elif not (path.name.startswith(f"{makes}-") and path.suffix == ".parquet"):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bpo_data import disk, stopping
 from bpo_data.errors import UserError, some
 from bpo_data.policy import Policy, TemplateRefuses, encode
 from bpo_data.tables import Message
@@ -156,22 +157,63 @@ def longest(policy: Policy, max_length: int) -> int:
     return min(max_length or policy.context, policy.context)
 
 
+DRAWS = "draws.safetensors"
+"""A file in a checkpoint: where torch's draws stood before the order of the epoch under way. The
+sampler of transformers draws it anew on resuming, from wherever they stand then."""
+WHOLE = "whole"
+"""A file in a checkpoint that is written last: one without it is not gone on from."""
+
+
 def train(trainer: Any, bar: Any) -> list[dict[str, float]]:
-    """Run a trainer; the log lines it made, each with its ``step``."""
+    """Run a trainer; the log lines it made, each with its ``step``.
+
+    Asked to stop, it ends after the update under way and leaves a checkpoint in its folder, from
+    which the next try goes on to the same weights. Raises KeyboardInterrupt then.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
     from transformers import PrinterCallback, TrainerCallback
 
+    checkpoint = last_checkpoint(Path(trainer.args.output_dir))
+    drawn = load_file(checkpoint / DRAWS) if checkpoint else {}
+    started: list[bool] = []
+
     class Progress(TrainerCallback):
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            bar.update(1)
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            bar.update(state.global_step - bar.n)
+
+        def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+            if not started and drawn:
+                torch.set_rng_state(drawn["epoch"])
+            started.append(True)
+            drawn["epoch"] = torch.get_rng_state()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            bar.update(state.global_step - bar.n)
+            if stopping.asked() and state.global_step < state.max_steps:
+                control.should_save = control.should_training_stop = True
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            save_file(drawn, folder / DRAWS)
+            disk.write_bytes(b"", folder / WHOLE)
 
     bar.reset(total=trainer.args.max_steps if trainer.args.max_steps > 0 else None)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress)
     cache = trainer.model.config.use_cache
-    trainer.train()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.state.global_step < trainer.state.max_steps:
+        stopping.check()
     trainer.model.config.use_cache = cache
     trainer.model.eval()
     return [line for line in trainer.state.log_history if "loss" in line]
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that a stopped training left, the latest whole one."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{WHOLE}")]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def log_columns(lines: list[dict[str, float]], names: Mapping[str, str]) -> dict[str, list[float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -14,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from bpo_data import stopping
 from bpo_data.errors import UserError
 
 Make = Callable[[pa.Table], pa.Table]
@@ -39,7 +41,7 @@ class Workers:
         """Make and write every part; yields its number of rows as it is done, in any order.
 
         ``write`` runs in the worker and must be picklable. The first error of a worker is raised
-        here; parts that are done by then stay.
+        here; parts that are done by then stay. Asked to stop, those under way are finished.
         """
         context = multiprocessing.get_context("spawn")
         numbers: Any = context.SimpleQueue()
@@ -49,14 +51,24 @@ class Workers:
         try:
             waiting = {pool.submit(_make, *part, write): part[1].num_rows for part in parts}
             for done in as_completed(waiting):
+                if done.cancelled():
+                    continue
                 done.result()
                 yield waiting[done]
+                if stopping.asked():
+                    for other in waiting:
+                        other.cancel()
+            stopping.check()
         except BrokenProcessPool as error:
             raise UserError(
                 "a worker process was killed, most often for want of memory. Use fewer of them "
                 "(runtime.processes) or smaller batches, and run the same command again: parts "
                 "that are done are kept."
             ) from error
+        except KeyboardInterrupt:
+            if stopping.at_once():
+                end_children()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -86,6 +98,7 @@ def end_children() -> None:
 
 def _begin(set_up: SetUp, numbers: Any) -> None:
     end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
     _begun.append((set_up, numbers.get()))
 
 

@@ -11,12 +11,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+from bpo_data import stopping
 from bpo_data.errors import some
 from bpo_data.llm.batch_book import BatchBook, Ticket, alone
 from bpo_data.llm.batch_collect import Collector, is_over
 from bpo_data.llm.batch_lines import Batch, cut
 from bpo_data.llm.batch_wire import BatchWire, Pace, Unclear, refuses
-from bpo_data.llm.client import OnDone, Work, check_failures, stopped_gently
+from bpo_data.llm.client import OnDone, Work, check_failures, this_task
 from bpo_data.llm.endpoint import Endpoint
 from bpo_data.llm.patience import Patience, asked_wait
 from bpo_data.llm.replies import Reply
@@ -86,7 +87,7 @@ async def ask(
     wire = BatchWire(Wire(work.endpoint, key, patience.timeout, client), patience, pace)
     batches = Batches(work, BatchBook(work.store, work.endpoint.base_url, account), wire, shown)
     async with client:
-        with stopped_gently():
+        with stopping.cancels(this_task()):
             try:
                 await batches.ask_all(missing)
             except (openai.APIError, Unclear) as error:

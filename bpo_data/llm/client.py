@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import gc
 import random
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bpo_data import stopping
 from bpo_data.errors import UserError, some
 from bpo_data.llm.asker import Asker, watch
 from bpo_data.llm.endpoint import Endpoint
@@ -151,7 +150,7 @@ async def ask(
     gate = Gate(limits, patience.first_wait, patience.longest_wait)
     client = open_client(work.endpoint, key, patience.timeout)
     wire = Wire(work.endpoint, key, patience.timeout, client)
-    with Syncer(work.store) as syncer, stopped_gently(), at_rest():
+    with Syncer(work.store) as syncer, stopping.cancels(this_task()), at_rest():
         async with client:
             asker = Asker(wire, gate, syncer, account, patience, work.settle, lambda: jump(waiting))
             watcher = asyncio.create_task(watch(asker, shown)) if shown else None
@@ -179,26 +178,10 @@ def at_rest() -> Iterator[None]:
         gc.unfreeze()
 
 
-@contextlib.contextmanager
-def stopped_gently() -> Iterator[None]:
-    """SIGTERM stops as Ctrl-C does: the event loop hears of it, and a second one is final."""
+def this_task() -> asyncio.Task[Any]:
     task = asyncio.current_task()
-    if threading.current_thread() is not threading.main_thread() or task is None:
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-
-    def stop() -> None:
-        signal.signal(signal.SIGTERM, before)
-        task.cancel()
-
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
-        signal.signal(signal.SIGTERM, before)
+    assert task is not None, "called from a coroutine"
+    return task
 
 
 def check_failures(replies: Sequence[Reply], max_failed: float, section: str) -> None:

@@ -13,15 +13,16 @@ import dataclasses
 import logging
 import multiprocessing
 import re
+import signal
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from bpo_data import disk, workers
+from bpo_data import disk, stopping, workers
 from bpo_data.errors import UserError
 from bpo_data.pipelines import config as settings
 from bpo_data.pipelines.values import TYPES, typed
@@ -235,21 +236,38 @@ def run(ablation: Ablation, shared: Mapping[str, Any]) -> Iterator[Outcome]:
     seeds = list(ablation.all_seeds())
     context = multiprocessing.get_context("spawn")
     count = min(ablation.processes, len(seeds))
-    pool = ProcessPoolExecutor(count, context, workers.end_with_parent)
+    pool = ProcessPoolExecutor(count, context, begin)
+    waiting = [pool.submit(of_seed, ablation, dict(shared), seed) for seed in seeds]
+
+    def pass_on() -> None:
+        for future in waiting:
+            future.cancel()
+        workers.end_children()  # they hear SIGTERM as we do: what is under way is finished
+
     try:
-        waiting = [pool.submit(of_seed, ablation, dict(shared), seed) for seed in seeds]
-        for done in as_completed(waiting):
-            yield from done.result()
+        with stopping.told(pass_on):
+            for done in as_completed(waiting):
+                if not done.cancelled():
+                    yield from done.result()
+        stopping.check()
     except BrokenProcessPool as error:
         raise UserError(
             "a process of the ablation was killed, most often for want of memory. Lower "
             "ablation.processes and run the same command again: what is made is kept."
         ) from error
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and not stopping.at_once():
+            wait(waiting)
         workers.end_children()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def begin() -> None:
+    """Set up a process of the pool: Ctrl-C reaches all of them, and the parent decides."""
+    workers.end_with_parent()
+    stopping.install(quiet=True, ignored=(signal.SIGINT,))
 
 
 def of_seed(ablation: Ablation, shared: Mapping[str, Any], seed: int) -> list[Outcome]:

@@ -6,12 +6,12 @@ import dataclasses
 import errno
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bpo_data import stopping
 from bpo_data.artifacts import Artifact, Draft, Shelf
 from bpo_data.budget import RUN
 from bpo_data.errors import UserError
@@ -48,9 +48,18 @@ DISK_FAULTS = (
 def main(arguments: Sequence[str]) -> int:
     """Run a command line; the exit status: 0 done, 2 something to put right, 130 stopped."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    for noisy in ("httpx", "httpx2", "openai", "datasets", "transformers", "faiss", "trl"):
+    for noisy in (
+        "httpx",
+        "httpx2",
+        "openai",
+        "datasets",
+        "transformers",
+        "faiss",
+        "trl",
+        "accelerate",
+    ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, stopped_by_signal)
+    stopping.install()
     try:
         if "--help" in arguments or "-h" in arguments:
             print(help_text([word for word in arguments if not word.startswith("-")]))
@@ -67,7 +76,8 @@ def main(arguments: Sequence[str]) -> int:
             print(f"bpo_data: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("bpo_data: stopped; the same command goes on from here.", file=sys.stderr)
+        where = f" in {stopping.doing}" if stopping.doing else ""
+        stopping.tell(f"stopped{where}; the same command goes on from here.")
         return 130
     except BrokenPipeError:  # the reader of our lines, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -112,10 +122,6 @@ def help_text(words: list[str]) -> str:
         default=settings.DEFAULT_RECIPE,
         sections=", ".join(field.name for field in dataclasses.fields(settings.Config)),
     )
-
-
-def stopped_by_signal(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def prepare(runtime: Runtime) -> None:
@@ -164,6 +170,8 @@ class Run:
 
     def bring(self, name: str) -> None:
         """Find the stage's artifact or make it, and print its line."""
+        stopping.check()
+        stopping.doing = name
         work, stage = self.work(name), STAGES[name]
         artifact, verb = self.shelf.find(work), "kept"
         if artifact is None:

@@ -155,7 +155,7 @@ def run(draft: Draft, config: SftConfig, runtime: Runtime, *, prompts: pa.Table)
         "vocabulary": len(policy.tokenizer),
         "loss": lines[-1]["loss"],
     }
-    draft.write(pa.table(training.log_columns(lines, LOG)).cast(draft.schema))
+    draft.write_log(pa.table(training.log_columns(lines, LOG)).cast(draft.schema))
 
 
 def point_to_given(draft: Draft, config: SftConfig) -> None:
@@ -228,7 +228,7 @@ def make_trainer(
         for prompt, response in lessons
     ]
     settings = SFTConfig(
-        **training.arguments(config, "sft", device, draft.scratch("trainer")),
+        **training.arguments(config, "sft", device, draft.resumable("trainer")),
         lr_scheduler_type="cosine",
         logging_steps=max(1, config.steps // training.LOG_ROWS),
         train_sampling_strategy="group_by_length",

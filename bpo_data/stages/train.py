@@ -150,7 +150,7 @@ def run(draft: Draft, config: TrainConfig, runtime: Runtime, *, dataset: pa.Tabl
         "margin": lines[-1]["rewards/margins"],
         "accuracy": lines[-1]["rewards/accuracies"],
     }
-    draft.write(pa.table(training.log_columns(lines, LOG)).cast(draft.schema))
+    draft.write_log(pa.table(training.log_columns(lines, LOG)).cast(draft.schema))
 
 
 def fitting(policy: Policy, pairs: list[dict[str, Any]], longest: int) -> training.Fitting:
@@ -182,7 +182,7 @@ def make_trainer(
     ]
     updates = config.steps or config.epochs * len(pairs) / config.batch
     settings = DPOConfig(
-        **training.arguments(config, "train", device, draft.scratch("trainer")),
+        **training.arguments(config, "train", device, draft.resumable("trainer")),
         num_train_epochs=config.epochs,
         lr_scheduler_type="linear",
         logging_steps=max(1, int(updates) // training.LOG_ROWS),

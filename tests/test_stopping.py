@@ -1,0 +1,229 @@
+"""Ctrl-C and SIGTERM: once finishes what is under way, twice ends at once, both resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from helpers import TINY, command, environment, run
+
+SLOW_TRAINING = ("sft.steps=400", "sft.batch=32")
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        # A shell's background job ignores Ctrl-C, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def wait_for(found, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not found() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert found(), "it never came so far"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    manifests = [json.loads(path.read_text()) for path in folder.glob("*/manifest.json")]
+    return {one["stage"]: one["digest"] for one in manifests}
+
+
+def python(code: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_training_stops_after_its_update_and_goes_on_to_the_same_weights(tmp_path, number):
+    arguments = ("stage=sft", *TINY, *SLOW_TRAINING)
+    process = start(*arguments, f"runtime.folder={tmp_path}/stopped")
+    stopped = tmp_path / "stopped"
+    wait_for(lambda: list(stopped.glob("sft-*.partial/.resume/trainer")))
+    time.sleep(2.5)  # into the updates
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "stopping after what sft has under way" in error
+    assert "stopped in sft; the same command goes on from here" in error
+    assert "Traceback" not in error
+    (checkpoint,) = stopped.glob("sft-*.partial/.resume/trainer/checkpoint-*")
+    done = int(checkpoint.name.rpartition("-")[2])
+    assert 0 < done < 400
+
+    again = run(*arguments, f"runtime.folder={stopped}")
+    assert again.returncode == 0, again.stderr
+    assert "going on after an interruption" in again.stderr
+    (log,) = stopped.glob("sft-*/policy.parquet")
+    steps = pq.read_table(log)["step"].to_pylist()
+    assert steps == sorted(set(steps)), "no update was logged twice"
+    assert not list(stopped.glob("sft-*/.resume"))
+    unbroken = run(*arguments, f"runtime.folder={tmp_path}/unbroken")
+    assert unbroken.returncode == 0, unbroken.stderr
+    assert digests(stopped) == digests(tmp_path / "unbroken")
+
+
+def test_two_signals_end_at_once_and_the_run_goes_on(tmp_path):
+    arguments = ("stage=sft", *TINY, "sft.steps=100000", f"runtime.folder={tmp_path}")
+    process = start(*arguments)
+    wait_for(lambda: list(tmp_path.glob("sft-*.partial")))
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    short = tuple(word for word in arguments if not word.startswith("sft.steps"))
+    assert run(*short, "sft.steps=2").returncode == 0
+
+
+def test_a_part_under_way_is_finished_and_the_next_not_begun(tmp_path):
+    code = f"""
+import sys, time
+from pathlib import Path
+import pyarrow as pa
+from bpo_data import stopping
+from bpo_data.artifacts import Draft
+from bpo_data.tables import columns
+
+stopping.install()
+schema = columns(n=pa.int32())
+draft = Draft(Path({str(tmp_path)!r}), "numbers", schema, {{}}, "count")
+
+def make(part):
+    print(part["n"][0], flush=True)
+    time.sleep(0.7)
+    return part
+
+rows = pa.table({{"n": pa.array(range(6), pa.int32())}}, schema=schema)
+try:
+    draft.map_parts(rows, make, 2)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+    process = python(code)
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=30)
+    assert process.returncode == 130, error
+    assert "stopping after what is under way" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["numbers-00000.parquet"]
+    assert out == ""
+
+
+def test_the_second_signal_ends_a_process_that_python_never_hears_in(tmp_path):
+    """A call of C that goes on and on, with the interpreter free for other threads."""
+    code = """
+import ctypes
+from bpo_data import stopping
+stopping.GRACE = 0.2
+stopping.install()
+libc = ctypes.CDLL(None)
+def asleep():
+    print("asleep", flush=True)
+    while True:
+        libc.poll(None, 0, 60_000)
+class Deaf:
+    def __init__(self): self.stubborn = True
+import signal
+real = stopping._hear
+def deaf(number, frame):
+    try:
+        real(number, frame)
+    except KeyboardInterrupt:
+        pass  # as a library's callback would
+for number in stopping.SIGNALS:
+    signal.signal(number, deaf)
+asleep()
+"""
+    process = python(code)
+    process.stdout.readline()
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert time.monotonic() - started < 15
+    assert "stopped at once" in error
+
+
+def test_an_ignored_signal_stays_ignored():
+    code = """
+import os, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from bpo_data import stopping
+stopping.install()
+os.kill(os.getpid(), signal.SIGINT)
+assert not stopping.asked()
+os.kill(os.getpid(), signal.SIGTERM)
+assert stopping.asked()
+"""
+    process = python(code)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 0, error
+
+
+def test_parts_in_workers_are_finished_too(tmp_path):
+    (tmp_path / "slow_parts.py").write_text(
+        "import time\n"
+        "def set_up(number):\n"
+        "    def make(part):\n"
+        "        open(f'{part[\"n\"][0]}.begun', 'w').close()\n"
+        "        time.sleep(1.0)\n"
+        "        return part\n"
+        "    return make\n"
+    )
+    (tmp_path / "main.py").write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "import pyarrow as pa\n"
+        "from bpo_data import stopping\n"
+        "from bpo_data.artifacts import Draft\n"
+        "from bpo_data.tables import columns\n"
+        "from bpo_data.workers import Workers\n"
+        "from slow_parts import set_up\n"
+        "if __name__ == '__main__':\n"
+        "    stopping.install()\n"
+        "    schema = columns(n=pa.int32())\n"
+        "    Path('parts').mkdir()\n"
+        "    draft = Draft(Path('parts'), 'numbers', schema, {}, 'count')\n"
+        "    rows = pa.table({'n': pa.array(range(12), pa.int32())}, schema=schema)\n"
+        "    try:\n"
+        "        draft.map_parts(rows, set_up, 1, Workers(2, set_up))\n"
+        "    except KeyboardInterrupt:\n"
+        "        sys.exit(130)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "main.py"],
+        cwd=tmp_path,
+        env=environment() | {"PYTHONPATH": f"{environment()['PYTHONPATH']}{os.pathsep}{tmp_path}"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    wait_for(lambda: len(list(tmp_path.glob("*.begun"))) >= 2)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C goes to the whole group
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    begun = len(list(tmp_path.glob("*.begun")))
+    assert len(list((tmp_path / "parts").glob("numbers-*.parquet"))) == begun < 12
