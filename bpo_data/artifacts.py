@@ -7,31 +7,19 @@ the making lives in ``<name>.partial``; a folder without ``.partial`` is whole.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
 import logging
-import os
-import shutil
-import socket
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from bpo_data import __version__, disk, stopping
+from bpo_data import disk, stopping
 from bpo_data.errors import UserError
-from bpo_data.tables import canonical
-from bpo_data.work import Work, difference
 from bpo_data.workers import Make, Workers
 
 MANIFEST = "manifest.json"
-FORMAT = 1
 RESUMED = ".resume"
 """Folder of an artifact in the making for what an interrupted try leaves to the next."""
 
@@ -50,6 +38,11 @@ class Artifact:
     @property
     def rows(self) -> int:
         return int(self.manifest["rows"])
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files on disk."""
+        return sum(int(file["bytes"]) for file in self.manifest["files"].values())
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -209,153 +202,3 @@ class Draft:
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
-
-
-class Shelf:
-    """The folder of artifacts."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-
-    def find(self, work: Work) -> Artifact | None:
-        """The finished artifact of this work; its files' presence and sizes are checked."""
-        folder = self.folder / work.name
-        if not (folder / MANIFEST).is_file():
-            return None
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] > FORMAT:
-            raise UserError(
-                f"{folder / MANIFEST} has format {manifest['format']}; this version knows "
-                f"{FORMAT}. Install a newer bpo_data, or use another runtime.folder."
-            )
-        for name, written in manifest["files"].items():
-            path = folder / name
-            if not path.is_file() or path.stat().st_size != written["bytes"]:
-                raise UserError(
-                    f"{path} is missing or cut short. Remove the folder {folder} and run the "
-                    f"same command again."
-                )
-        return Artifact(folder, manifest)
-
-    def why(self, work: Work) -> str:
-        """Why this work has to run: what differs from the last artifact of the stage."""
-        if (self.folder / f"{work.name}.partial").exists():
-            return "going on after an interruption"
-        like = self.nearest(work)
-        if like is None:
-            return "first time"
-        found = difference(like.manifest, work)
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        return ", ".join(found[:3]) + more or "not made yet"
-
-    def nearest(self, work: Work) -> Artifact | None:
-        """The finished artifact of the stage most like this work, the newest of equals."""
-        found = [
-            (len(difference(manifest, work)), -path.stat().st_mtime_ns, path, manifest)
-            for path, manifest in self.manifests(work.stage)
-        ]
-        if not found:
-            return None
-        _, _, path, manifest = min(found, key=lambda one: one[:2])
-        return Artifact(path.parent, manifest)
-
-    def manifests(self, stage: str) -> list[tuple[Path, dict[str, Any]]]:
-        """The manifests of all finished artifacts of a stage."""
-        return [
-            (path, json.loads(path.read_text(encoding="utf-8")))
-            for path in self.folder.glob(f"{stage}-*/{MANIFEST}")
-            if not path.parent.name.endswith(".partial")
-        ]
-
-    @contextmanager
-    def held(self, work: Work, waiting: Callable[[str], None]) -> Iterator[None]:
-        """Hold this work for one process; a second run waits, told who holds it."""
-        locks = self.folder / ".locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        with open(locks / work.name, "a+", encoding="utf-8") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                waiting(lock.read().strip() or "another process")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-            lock.flush()
-            yield
-
-    def make(
-        self,
-        work: Work,
-        makes: str,
-        schema: pa.Schema,
-        inputs: dict[str, Artifact],
-        run: Callable[[Draft], None],
-    ) -> Artifact:
-        """Do the work in ``<name>.partial`` and finish it: manifest last, then the rename."""
-        started = time.monotonic()
-        partial = self.folder / f"{work.name}.partial"
-        partial.mkdir(parents=True, exist_ok=True)
-        keep_parts(partial, makes)
-        draft = Draft(partial, makes, schema, inputs, work.stage)
-        try:
-            run(draft)
-        except UserError:
-            shutil.rmtree(partial / RESUMED, ignore_errors=True)
-            keep_parts(partial, makes)
-            if not any(partial.iterdir()):
-                partial.rmdir()
-            raise
-        shutil.rmtree(partial / RESUMED, ignore_errors=True)
-        manifest = receipt(work, draft, time.monotonic() - started)
-        disk.write_bytes(
-            json.dumps(manifest, indent=1, ensure_ascii=False).encode(), partial / MANIFEST
-        )
-        os.rename(partial, self.folder / work.name)
-        disk.sync_folder(self.folder)
-        return Artifact(self.folder / work.name, manifest)
-
-
-def keep_parts(partial: Path, makes: str) -> None:
-    """Clear what an interrupted try left, but for its finished parts and what it left to resume."""
-    for path in partial.iterdir():
-        if path.name == RESUMED:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif not (path.name.startswith(f"{makes}-") and path.suffix == ".parquet"):
-            path.unlink()
-
-
-def receipt(work: Work, draft: Draft, seconds: float) -> dict[str, Any]:
-    """The manifest: what was asked, what came out, and the digest later stages are keyed by."""
-    import pyarrow.parquet as pq
-
-    paths = sorted(path for path in draft.folder.rglob("*") if path.is_file())
-    files = {}
-    for path in paths:
-        name = path.relative_to(draft.folder).as_posix()
-        if name != MANIFEST:
-            disk.sync_file(path)
-            files[name] = {"bytes": path.stat().st_size, "sha256": disk.sha256(path)}
-    content = {name: file["sha256"] for name, file in files.items() if name not in draft.views}
-    # A pointer to a model says nothing of its weights: what lies outside counts as content too.
-    content |= {f"outside:{name}": digest for name, digest in work.outside.items()}
-    rows = sum(pq.ParquetFile(draft.folder / name).metadata.num_rows for name in draft.table_files)
-    return {
-        "format": FORMAT,
-        "stage": work.stage,
-        "version": work.version,
-        "settings": work.settings,
-        "inputs": work.inputs,
-        "outside": work.outside,
-        "makes": draft.makes,
-        "table": draft.table_files,
-        "rows": rows,
-        "facts": draft.facts,
-        "digest": hashlib.sha256(canonical(content).encode()).hexdigest(),
-        "files": files,
-        "seconds": round(seconds, 3),
-        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "bpo_data": __version__,
-    }

@@ -30,9 +30,13 @@ class Work:
     outside: dict[str, str] = field(default_factory=dict)
     """Digests of what the settings point to outside the runs folder, such as the source's files."""
 
+    facts_of: dict[str, str] = field(default_factory=dict)
+    """Digests of its inputs' facts, for a stage that shows them."""
+
     @property
     def name(self) -> str:
-        whole = [self.stage, self.version, self.settings, self.inputs, self.outside]
+        whole: list[Any] = [self.stage, self.version, self.settings, self.inputs, self.outside]
+        whole += [self.facts_of] if self.facts_of else []
         return f"{self.stage}-{hashlib.sha256(canonical(whole).encode()).hexdigest()[:12]}"
 
 
@@ -48,7 +52,11 @@ def difference(manifest: dict[str, Any], work: Work) -> list[str]:
     for kind in ("inputs", "outside"):
         was, is_now = manifest[kind], getattr(work, kind)
         found += [f"{name} changed" for name in sorted(is_now) if was.get(name) != is_now[name]]
-    return found
+    facts = manifest.get("facts_of", {})
+    changed = [name for name in sorted(work.facts_of) if facts.get(name) != work.facts_of[name]]
+    return found + [
+        f"facts of {name} changed" for name in changed if f"{name} changed" not in found
+    ]
 
 
 def leaves(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from bpo_data.artifacts import Artifact, Draft, Shelf
+from bpo_data.artifacts import Artifact, Draft
 from bpo_data.errors import UserError
+from bpo_data.shelf import Shelf
 from bpo_data.tables import ID, columns
 from bpo_data.work import Work
 

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import SHARED, needs_data
 
-from bpo_data.artifacts import Artifact, Shelf
+from bpo_data.artifacts import Artifact
+from bpo_data.shelf import Shelf
 from bpo_data.components.rows import Given, Rejected, Row
 from bpo_data.components.sources import Hub
 from bpo_data.errors import UserError

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpo_data.artifacts import Artifact, Shelf
+from bpo_data.artifacts import Artifact
+from bpo_data.shelf import Shelf
 from bpo_data.components.embedders import unit
 from bpo_data.gradients.engine import ResponseGradients
 from bpo_data.likelihood import log_probs

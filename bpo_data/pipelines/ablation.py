@@ -144,7 +144,7 @@ def read(recipe: str, words: Sequence[str]) -> tuple[Ablation, dict[str, Any]]:
     """
     problems: list[str] = []
     other, given = settings.split_words(words, problems)
-    for word in sorted(other.keys() - {"recipe"}):
+    for word in sorted(other.keys() - {"recipe", "format"}):
         problems.append(
             f"{word}= has no use with an ablation, which runs all it needs; leave it out."
         )
@@ -272,7 +272,8 @@ def begin() -> None:
 
 def of_seed(ablation: Ablation, shared: Mapping[str, Any], seed: int) -> list[Outcome]:
     """All worlds and arms with one seed, in a process of its own; they print to a log."""
-    from bpo_data.pipelines.run import Run, prepare
+    from bpo_data.pipelines.run import prepare
+    from bpo_data.pipelines.running import Run
 
     found = []
     for name, arm in product(ablation.all_worlds(), ablation.arms):
@@ -282,7 +283,7 @@ def of_seed(ablation: Ablation, shared: Mapping[str, Any], seed: int) -> list[Ou
         log = Path(asked.config.runtime.folder) / "ablation" / f"seed-{seed}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a", encoding="utf-8") as lines, said_to(lines):
-            made = Run(asked)
+            made = Run(asked, words=what)
             try:
                 made.go()
             except UserError as error:

@@ -14,6 +14,8 @@ from bpo_data.budget import Budget
 from bpo_data.components.judging import Item, requests_of
 from bpo_data.errors import UserError, nearest
 from bpo_data.llm.prices import read_prices
+from bpo_data.pipelines.clean import Clean
+from bpo_data.pipelines.saying import FORMATS
 from bpo_data.pipelines.values import TYPES, typed
 from bpo_data.policy import check_location
 from bpo_data.runtime import Runtime
@@ -36,13 +38,15 @@ from bpo_data.stages.train import TrainConfig
 DEFAULT_RECIPE = "quickstart"
 TWO_ANSWERS = [Item([{"role": "user", "content": "?"}], text, "1") for text in ("yes", "no")]
 """What any judge would ask about, to see which models it asks."""
-WORDS = ("stage", "recipe", "plan")
+WORDS = ("stage", "recipe", "plan", "format")
 """Words of the command line that are no settings of a section."""
+LOOKS = ("status", "clean")
+"""What stands in place of stages and makes nothing."""
 
 
 @dataclass
 class Config:
-    """All settings: one section a stage, ``budget`` and ``runtime``."""
+    """All settings: one section a stage, and ``budget``, ``clean`` and ``runtime``."""
 
     load: LoadConfig = field(default_factory=LoadConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
@@ -59,6 +63,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     budget: Budget = field(default_factory=Budget)
+    clean: Clean = field(default_factory=Clean)
     runtime: Runtime = field(default_factory=Runtime)
 
     def __post_init__(self) -> None:
@@ -160,11 +165,22 @@ def read(arguments: Sequence[str]) -> Asked:
     plan = words.get("plan", "false")
     if plan not in ("true", "false"):
         problems.append(f"plan={plan}: use plan=true or leave it out.")
-    if known:  # without its recipe, what the values lack says nothing
+    form = words.get("format", "text")
+    if form not in FORMATS:
+        problems.append(f"format={form}: choose {' or '.join(FORMATS)}.")
+    if stages == ("clean",):  # it looks at no other setting, and the recipe may want a file
+        problems += [*config.clean.problems(), *config.runtime.problems()]
+    elif known:  # without its recipe, what the values lack says nothing
         problems += config.problems()
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     return Asked(config, stages, recipe, plan == "true")
+
+
+def format_word(arguments: Sequence[str]) -> str:
+    """The format that a command line asks to be answered in, also where the rest is wrong."""
+    words, _ = split_words(arguments, [])
+    return words.get("format", "text")
 
 
 def recipe_word(arguments: Sequence[str]) -> str:
@@ -220,11 +236,16 @@ def wanted(stages: str, problems: list[str]) -> tuple[str, ...]:
     if stages == "all":
         return tuple(STAGES)
     names = [name.strip() for name in stages.split(",")]
+    looks = [name for name in names if name in LOOKS]
+    if looks and len(names) > 1:
+        problems.append(f"stage={stages}: {looks[0]} stands alone.")
+    if looks:
+        return (looks[0],)
     for name in names:
         if name not in STAGES:
             problems.append(
                 f"There is no stage {name}.{nearest(name, STAGES)} "
-                f"There are all, {', '.join(STAGES)}."
+                f"There are all, {', '.join((*STAGES, *LOOKS))}."
             )
     return tuple(name for name in STAGES if name in names)
 

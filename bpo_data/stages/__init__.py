@@ -31,6 +31,8 @@ class Stage:
     """Tables handed to ``run`` by name."""
     also: tuple[str, ...] = ()
     """Artifacts of which it reads something else: a model folder, facts, one column."""
+    facts: bool = False
+    """Whether it shows facts of its inputs, so that it is made again when they change."""
 
 
 MEASURED = ("prompts", "embeddings", "selection", "responses", "scores", "gradients")
@@ -59,6 +61,7 @@ STAGES = {
         makes="dataset",
         needs=("prompts", "responses", "pairs", "clusters", "allocation"),
         also=("embeddings", "selection", "scores", "gradients", "policy"),
+        facts=True,
     ),
     "train": Stage(train, makes="trained", needs=("dataset",), also=("policy",)),
     "evaluate": Stage(
@@ -68,7 +71,10 @@ STAGES = {
         also=("policy", "trained", "scores"),
     ),
     "report": Stage(
-        report, makes="figures", also=(*MEASURED, "policy", *DECIDED, "trained", "wins")
+        report,
+        makes="figures",
+        also=(*MEASURED, "policy", *DECIDED, "trained", "wins"),
+        facts=True,
     ),
 }
 

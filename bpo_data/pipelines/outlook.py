@@ -1,0 +1,147 @@
+"""How each stage stands and what a run would do, found out without doing anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from bpo_data.artifacts import Artifact
+from bpo_data.shelf import Shelf
+from bpo_data.stages import MAKER, STAGES, Stage
+from bpo_data.work import Work, difference
+
+STATES = {
+    "kept": "made, and its settings and inputs are the same",
+    "to run": "not made with these settings and inputs",
+    "begun": "an interrupted try left finished parts or a checkpoint",
+    "making": "another process is making it",
+    "waits": "depends on a stage that is not made yet",
+}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One stage of a command, as it stands."""
+
+    stage: str
+    state: str
+    """A name in ``STATES``."""
+    why: str
+    """Why it would run; what came out where it is kept."""
+    after: list[str]
+    """The stages it waits for directly: those that no other of them waits for too."""
+    rows: int | None = None
+    seconds: float | None = None
+    """What making it took; where it would run, what the like took, None for the first time."""
+    bytes: int | None = None
+    """Its size on disk, or that of the like."""
+    folder: str | None = None
+    made: str | None = None
+    used: float | None = None
+    """Seconds since a run last made or kept it."""
+    notes: list[str] = field(default_factory=list)
+    """What it said when it was made."""
+
+
+def needed(stages: Sequence[str]) -> list[str]:
+    """The stages and all they need, in order."""
+    found: set[str] = set()
+    waiting = list(stages)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += [MAKER[table] for table in inputs_of(STAGES[name])]
+    return [name for name in STAGES if name in found]
+
+
+def inputs_of(stage: Stage) -> list[str]:
+    """The tables a stage reads, in the order of the stages that make them."""
+    order = list(MAKER)
+    return sorted({*stage.needs, *stage.also}, key=order.index)
+
+
+def direct(name: str) -> list[str]:
+    """The stages that one waits for, less those that another of them waits for anyway."""
+    before = [MAKER[table] for table in inputs_of(STAGES[name])]
+    return [
+        one for one in before if not any(one in needed([other]) for other in before if other != one)
+    ]
+
+
+def standing(shelf: Shelf, work: Work) -> Standing:
+    """How a stage stands whose inputs are all made."""
+    artifact = shelf.find(work)
+    if artifact is not None:
+        return of_kept(shelf, artifact)
+    expected = expectation(shelf, work.stage, work.settings)
+    holder = shelf.holder(work)
+    if holder:
+        return replace(expected, state="making", why=holder)
+    state = "begun" if shelf.begun(work) else "to run"
+    return replace(expected, state=state, why=shelf.why(work))
+
+
+def of_kept(shelf: Shelf, artifact: Artifact) -> Standing:
+    manifest = artifact.manifest
+    return Standing(
+        stage=manifest["stage"],
+        state="kept",
+        why=str(artifact.facts.get("result", f"{artifact.rows:,} rows")),
+        after=direct(manifest["stage"]),
+        rows=artifact.rows,
+        seconds=manifest["seconds"],
+        bytes=artifact.size,
+        folder=str(artifact.folder),
+        made=manifest["made"],
+        used=time.time() - shelf.last_used(artifact.folder),
+        notes=list(artifact.facts.get("notes", [])),
+    )
+
+
+def expectation(shelf: Shelf, name: str, settings: Mapping[str, Any]) -> Standing:
+    """A stage that waits for another, with the time and size of the artifact most like it."""
+    before = direct(name)
+    like = most_like(shelf, name, settings)
+    return Standing(
+        stage=name,
+        state="waits",
+        why=f"after {', '.join(before)}",
+        after=before,
+        rows=like.rows if like else None,
+        seconds=like.manifest["seconds"] if like else None,
+        bytes=like.size if like else None,
+    )
+
+
+def most_like(shelf: Shelf, name: str, settings: Mapping[str, Any]) -> Artifact | None:
+    """The artifact of a stage whose settings differ least, the newest of equals."""
+    found: list[tuple[int, str, Artifact]] = []
+    for path, manifest in shelf.manifests(name):
+        alike = Work(name, manifest["version"], dict(settings), manifest["inputs"])
+        count = len(difference({**manifest, "outside": {}, "facts_of": {}}, alike))
+        found.append((-count, manifest["made"], Artifact(path.parent, manifest)))
+    return max(found, key=lambda one: one[:2])[2] if found else None
+
+
+def totals(standings: Sequence[Standing]) -> Iterator[str]:
+    """What would run, in a sentence: stages, time and size as far as known."""
+    waiting = [one for one in standings if one.state != "kept"]
+    if not waiting:
+        yield f"Nothing to do: all {len(standings)} stages are kept."
+        return
+    from bpo_data.llm.forecast import lasting
+    from bpo_data.pipelines.saying import size
+
+    known = [one for one in waiting if one.seconds is not None]
+    unknown = [one.stage for one in waiting if one.seconds is None]
+    parts = [f"{len(waiting)} of {len(standings)} stages would run"]
+    if known:
+        seconds = sum(one.seconds or 0.0 for one in known)
+        room = sum(one.bytes or 0 for one in known)
+        parts.append(f"about {lasting(seconds)} and {size(room)}, as the like took before")
+    if unknown:
+        parts.append(f"never made here, so unknown: {', '.join(unknown)}")
+    yield "; ".join(parts) + "."

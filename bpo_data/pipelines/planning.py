@@ -1,0 +1,101 @@
+"""``plan=true`` and ``stage=status``: how every stage stands, without doing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from bpo_data.llm.forecast import table
+from bpo_data.pipelines import costs, tree
+from bpo_data.pipelines.command import Command, account_line
+from bpo_data.pipelines.outlook import Standing, expectation, inputs_of, standing, totals
+from bpo_data.pipelines.running import pushed
+from bpo_data.pipelines.saying import Voice, size
+from bpo_data.stages import STAGES
+from bpo_data.work import settings_of
+
+
+def standings(command: Command) -> list[Standing]:
+    """How each stage of a command stands; kept ones are put among what the command has."""
+    return [standing_of(command, name) for name in command.stages]
+
+
+def standing_of(command: Command, name: str) -> Standing:
+    stage = STAGES[name]
+    if any(made not in command.made for made in inputs_of(stage)):
+        return expectation(command.shelf, name, settings_of(getattr(command.config, name)))
+    work = command.work(name)
+    found = standing(command.shelf, work)
+    if found.state == "kept":
+        artifact = command.shelf.find(work)
+        assert artifact is not None, "it is kept"
+        command.made[stage.makes] = artifact
+    return found
+
+
+def plan(command: Command, voice: Voice) -> None:
+    """Say what a run would make and why, what it would ask of servers, and what that takes."""
+    found = standings(command)
+    for line in tree.lines(found, used=False):
+        voice.line(line)
+    for line in totals(found):
+        voice.line(line)
+    tables = command.tables()
+    open_stages = [one.stage for one in found if one.state != "kept"]
+    expected = [one for name in open_stages for one in costs.expected(name, command.config, tables)]
+    said = [
+        *costs.unknown(open_stages, command.config, tables),
+        *costs.beyond(expected, command.config),
+    ]
+    if expected and not command.config.budget.prices:
+        said.append("Money is unknown: name a file of prices with budget.prices=PATH.")
+    for line in (*table(expected), *said):
+        voice.line(line)
+    sent = pushed(command, dry_run=True)
+    for line in sent:
+        voice.line(line)
+    voice.note(stages=found, requests=expected, notes=[*totals(found), *said], push=sent)
+
+
+def status(command: Command, voice: Voice) -> None:
+    """Say how the stages stand, what is begun or in the making, and what lies on disk."""
+    found = standings(command)
+    for line in tree.lines(found, used=True):
+        voice.line(line)
+    for one in found:
+        for note in one.notes:
+            voice.line(f"{one.stage}: {note}")
+    for line in beside(command, found, voice):
+        voice.line(line)
+    voice.note(stages=found)
+
+
+def beside(command: Command, found: list[Standing], voice: Voice) -> Iterator[str]:
+    """What else is in the runs folder: other artifacts, the request store, the account."""
+    shelf = command.shelf
+    ours = {Path(one.folder).name for one in found if one.folder}
+    others = [folder for folder in shelf.folders() if folder.name not in ours]
+    here = sum(one.bytes or 0 for one in found if one.state == "kept")
+    room = sum(shelf.size(folder) for folder in others)
+    voice.note(
+        folder=str(shelf.folder),
+        bytes=here,
+        others={"artifacts": len(others), "bytes": room},
+        accounts={},
+    )
+    if not found or not shelf.folder.exists():
+        yield f"{shelf.folder} is not there yet."
+        return
+    kept = sum(one.state == "kept" for one in found)
+    line = f"{kept} of {len(found)} stages kept, {size(here)} in {shelf.folder}"
+    if others:
+        line += (
+            f"; {len(others):,} artifacts of other settings, {size(room)} "
+            f"(stage=clean removes those nobody used for {command.config.clean.days:g} days)"
+        )
+    yield line + "."
+    store = command.runtime.store_file()
+    for name, spent, lost in command.account():
+        voice.note(accounts={name: spent}, store={"file": store, "bytes": store.stat().st_size})
+        priced = bool(command.runtime.budget.prices)
+        yield f"{account_line(name, spent, lost, priced)} ({store}, {size(store.stat().st_size)})"

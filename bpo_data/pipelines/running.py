@@ -1,0 +1,217 @@
+"""Bring stages up to date: find each artifact or make it, one line each."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from bpo_data import hub, stopping
+from bpo_data.artifacts import Artifact, Draft
+from bpo_data.budget import RUN
+from bpo_data.errors import UserError
+from bpo_data.llm import ledger
+from bpo_data.llm.forecast import Forecast, table
+from bpo_data.llm.replies import ANSWERED
+from bpo_data.llm.store import RequestStore
+from bpo_data.pipelines import config as settings
+from bpo_data.pipelines import costs
+from bpo_data.pipelines.command import Command, account_line
+from bpo_data.pipelines.outlook import inputs_of
+from bpo_data.pipelines.saying import Voice, say
+from bpo_data.stages import STAGES
+from bpo_data.work import Work
+
+LATEST = "latest"
+"""Folder of links to what the last run ended with."""
+
+
+class Run(Command):
+    """One command: every stage asked for and all it needs, in order, kept or made."""
+
+    def __init__(self, asked: settings.Asked, voice: Voice | None = None, words: str = "") -> None:
+        super().__init__(asked)
+        self.voice = voice or Voice()
+        self.words = words
+        """The command line, for the note on what used an artifact."""
+        self.expected: list[Forecast] = []
+        """What the stages made in this run were expected to ask."""
+
+    def go(self) -> None:
+        self.make_folder()
+        if self.config.export.push_to_hub:
+            hub.ready()  # before hours of work
+        try:
+            for name in self.stages:
+                self.bring(name)
+        finally:
+            self.tell_bills()
+        self.last_line()
+        for line in pushed(self, dry_run=False):
+            self.voice.line(line)
+
+    def make_folder(self) -> None:
+        """Raises UserError where there can be none."""
+        try:
+            self.shelf.folder.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # such as below /proc; other faults name themselves
+            raise UserError(
+                f"runtime.folder={self.shelf.folder} cannot be made: {error.strerror}. "
+                f"Name another folder."
+            ) from error
+
+    def bring(self, name: str) -> None:
+        """Find the stage's artifact or make it, and print its line."""
+        stopping.check()
+        stopping.doing = name
+        work, stage = self.work(name), STAGES[name]
+        artifact, verb = self.shelf.find(work), "kept"
+        if artifact is None:
+            with self.shelf.held(work, waiting=lambda who: say(name, f"waiting: {who} makes it")):
+                artifact = self.shelf.find(work)  # whoever held it may have finished it
+                if artifact is None:
+                    self.check_ready(name)
+                    say(name, f"running: {self.shelf.why(work)}")
+                    artifact, verb = self.make(name, work), "made"
+        self.made[stage.makes] = artifact
+        self.shelf.use(artifact, self.words)
+        self.voice.line(result_line(name, verb, artifact))
+        self.voice.add("stages", row_of(name, verb, artifact))
+        stopping.doing = ""
+
+    def check_ready(self, name: str) -> None:
+        """What later stages need from the environment is missed before this one is made.
+
+        The stage itself is not asked: its replies may all be in the store, which needs no key.
+        """
+        if self.runtime.device == "cuda":
+            self.runtime.torch_device()
+        for later in self.stages[self.stages.index(name) + 1 :]:
+            ready = getattr(STAGES[later].module, "ready", None)
+            if ready:
+                ready(getattr(self.config, later))
+
+    def make(self, name: str, work: Work) -> Artifact:
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(self.runtime.threads)  # for libraries that are loaded already
+        stage, section = STAGES[name], getattr(self.config, name)
+        inputs = {table: self.made[table] for table in inputs_of(stage)}
+        self.expected += costs.expected(name, self.config, self.tables_for(name))
+
+        def run(draft: Draft) -> None:
+            tables = {table: self.made[table].table() for table in stage.needs}
+            stage.module.run(draft, section, self.runtime, **tables)
+
+        try:
+            return self.shelf.make(work, stage.makes, stage.module.schema(section), inputs, run)
+        except UserError as error:
+            raise UserError(located(name, str(error))) from error
+        except Exception as error:
+            # Every exception but the user's rises whole; it only learns where it happened.
+            error.add_note(
+                f"This happened in the stage {name}. What it had finished is in "
+                f"{self.shelf.folder / work.name}.partial, and the same command goes on from it."
+            )
+            raise
+
+    def tell_bills(self) -> None:
+        """Print what the requests of this run came to, beside what was expected of them."""
+        path = self.runtime.store_file()
+        if not path.exists():
+            return
+        with RequestStore(path) as store:
+            bills = ledger.bills(store.connection, RUN, ANSWERED)
+        if not bills:
+            return
+        asked = {bill.stage for bill in bills}
+        for line in table([one for one in self.expected if one.stage in asked], bills):
+            self.voice.line(line)
+        self.voice.note(bills=bills)
+        for name, spent, lost in self.account():
+            priced = bool(self.runtime.budget.prices)
+            self.voice.line(account_line(name, spent, lost, priced))
+            self.voice.note(accounts={name: spent})
+
+    def last_line(self) -> None:
+        """Where the results are, and what the evaluation says."""
+        found = results(self.made)
+        parts = [f"{name} {path}" for name, path in found.items()]
+        if "wins" in self.made:
+            parts.append(verdict(self.made["wins"].facts))
+        if parts:
+            self.voice.line("   ".join(parts))
+        self.voice.note(**found)
+        if found:
+            link(self.shelf.folder / LATEST, found)
+
+
+def pushed(command: Command, *, dry_run: bool) -> list[str]:
+    """Send the finished export to the hub where that is asked for; lines that say what was sent."""
+    section = command.config.export
+    if not section.push_to_hub or "dataset" not in command.made:
+        return []
+    folder = command.made["dataset"].folder
+    return hub.push(folder, section.push_to_hub, private=section.private, dry_run=dry_run)
+
+
+def results(made: dict[str, Artifact]) -> dict[str, Path]:
+    """What a run ends with for people to take away: name -> path."""
+    found = {}
+    if "dataset" in made:
+        found["dataset"] = made["dataset"].folder / "dataset"
+    if "figures" in made:
+        found["report"] = made["figures"].folder / "report.html"
+    return found
+
+
+def link(folder: Path, found: dict[str, Path]) -> None:
+    """Links ``latest/dataset`` and ``latest/report.html``, for a path that stays the same."""
+    with suppress(OSError):  # a convenience, which not every file system knows
+        folder.mkdir(exist_ok=True)
+        for path in found.values():
+            new = folder / f".{path.name}.{os.getpid()}"
+            new.symlink_to(os.path.relpath(path, folder))
+            new.replace(folder / path.name)
+
+
+def located(name: str, text: str) -> str:
+    """A fault that the user mends, with the stage it came up in."""
+    return text if text.startswith((f"{name}:", f"{name} ", f"{name}.")) else f"{name}: {text}"
+
+
+def result_line(name: str, verb: str, artifact: Artifact) -> str:
+    seconds = artifact.manifest["seconds"]
+    what = artifact.facts.get("result", f"{artifact.rows:,} rows")
+    return f"{name:<10} {verb}  {what:>22}  {seconds:>8,.1f} s  {artifact.folder}"
+
+
+def row_of(name: str, verb: str, artifact: Artifact) -> dict[str, Any]:
+    """A stage's line for scripts."""
+    return {
+        "stage": name,
+        "verb": verb,
+        "rows": artifact.rows,
+        "seconds": artifact.manifest["seconds"],
+        "bytes": artifact.size,
+        "folder": artifact.folder,
+        "digest": artifact.digest,
+        "facts": artifact.facts,
+    }
+
+
+def verdict(facts: dict[str, Any]) -> str:
+    """The evaluation in a few words."""
+    for figure, words in (("win_rate", "win rate"), ("pair_accuracy", "held-out pair accuracy")):
+        estimate = facts[figure]
+        if estimate:
+            interval = (
+                f" [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
+                if estimate["low"] is not None
+                else ""
+            )
+            return (
+                f"{words} {100 * estimate['mean']:.1f} %{interval} on {estimate['count']:,} prompts"
+            )
+    return "nothing held out to evaluate on"

@@ -1,0 +1,244 @@
+"""The folder of artifacts: what is finished, begun, held, needed; and how one is made."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from bpo_data import __version__, disk
+from bpo_data.artifacts import MANIFEST, RESUMED, Artifact, Draft
+from bpo_data.errors import UserError
+from bpo_data.tables import canonical
+from bpo_data.work import Work, difference
+
+FORMAT = 1
+PARTIAL = ".partial"
+"""End of the name of a folder in the making."""
+NAME = re.compile(r"[a-z]+-[0-9a-f]{12}")
+"""Names of artifacts."""
+
+
+class Shelf:
+    """The folder of artifacts, with a note of when each was last needed and by whom it is made."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.locks = self.folder / ".locks"
+        self.uses = self.folder / ".used"
+
+    def find(self, work: Work) -> Artifact | None:
+        """The finished artifact of this work; its files' presence and sizes are checked."""
+        folder = self.folder / work.name
+        if not (folder / MANIFEST).is_file():
+            return None
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] > FORMAT:
+            raise UserError(
+                f"{folder / MANIFEST} has format {manifest['format']}; this version knows "
+                f"{FORMAT}. Install a newer bpo_data, or use another runtime.folder."
+            )
+        for name, written in manifest["files"].items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != written["bytes"]:
+                raise UserError(
+                    f"{path} is missing or cut short. Remove the folder {folder} and run the "
+                    f"same command again."
+                )
+        return Artifact(folder, manifest)
+
+    def why(self, work: Work) -> str:
+        """Why this work has to run: what differs from the last artifact of the stage."""
+        if self.begun(work):
+            return "going on after an interruption"
+        like = self.nearest(work)
+        if like is None:
+            return "first time"
+        found = difference(like.manifest, work)
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        return ", ".join(found[:3]) + more or "not made yet"
+
+    def nearest(self, work: Work) -> Artifact | None:
+        """The finished artifact of the stage most like this work, the newest of equals."""
+        found = [
+            (len(difference(manifest, work)), -path.stat().st_mtime_ns, path, manifest)
+            for path, manifest in self.manifests(work.stage)
+        ]
+        if not found:
+            return None
+        _, _, path, manifest = min(found, key=lambda one: one[:2])
+        return Artifact(path.parent, manifest)
+
+    def manifests(self, stage: str) -> list[tuple[Path, dict[str, Any]]]:
+        """The manifests of all finished artifacts of a stage."""
+        return [
+            (path, json.loads(path.read_text(encoding="utf-8")))
+            for path in self.folder.glob(f"{stage}-*/{MANIFEST}")
+            if not path.parent.name.endswith(PARTIAL)
+        ]
+
+    @contextmanager
+    def held(self, work: Work, waiting: Callable[[str], None]) -> Iterator[None]:
+        """Hold this work for one process; a second run waits, told who holds it."""
+        self.locks.mkdir(parents=True, exist_ok=True)
+        with open(self.locks / work.name, "a+", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                waiting(lock.read().strip() or "another process")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
+            yield
+
+    def holder(self, work: Work) -> str:
+        """The process that holds this work now; empty when none does."""
+        path = self.locks / work.name
+        if not path.exists():
+            return ""
+        with open(path, encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return lock.read().strip() or "another process"
+        return ""
+
+    @contextmanager
+    def alone(self, folder: Path) -> Iterator[bool]:
+        """Hold a folder's work if nobody does; whether that came about."""
+        self.locks.mkdir(parents=True, exist_ok=True)
+        with open(self.locks / folder.name.removesuffix(PARTIAL), "a", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def in_use(self, folder: Path) -> bool:
+        """Whether some process holds the work of this folder."""
+        with self.alone(folder) as free:
+            return not free
+
+    def begun(self, work: Work) -> bool:
+        """Whether an interrupted try left something to go on from."""
+        return (self.folder / f"{work.name}{PARTIAL}").exists()
+
+    def folders(self) -> Iterator[Path]:
+        """Every artifact, finished or begun, by name; nothing else that lies beside them."""
+        for path in sorted(self.folder.glob("*-*")):
+            name = path.name.removesuffix(PARTIAL)
+            whole = path.name == name and (path / MANIFEST).is_file()
+            if NAME.fullmatch(name) and not path.is_symlink() and (whole or path.name != name):
+                yield path
+
+    def use(self, artifact: Artifact, command: str) -> None:
+        """Note that a run needs this artifact, and which."""
+        with suppress(OSError):  # a folder of finished work may be read-only: it serves as well
+            self.uses.mkdir(exist_ok=True)
+            (self.uses / artifact.folder.name).write_text(f"{command}\n", encoding="utf-8")
+
+    def last_used(self, folder: Path) -> float:
+        """When a run last needed an artifact, seconds since the epoch; of one in the making, when
+        it last grew."""
+        noted = [self.uses / folder.name, folder / MANIFEST, folder, *folder.glob("*")]
+        return max(path.stat().st_mtime for path in noted if path.exists())
+
+    def forget(self, folder: Path) -> None:
+        """Drop the note on an artifact that is gone. Its lock stays: somebody may wait for it."""
+        (self.uses / folder.name).unlink(missing_ok=True)
+
+    @staticmethod
+    def size(folder: Path) -> int:
+        """Bytes of all files of a folder."""
+        return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+    def make(
+        self,
+        work: Work,
+        makes: str,
+        schema: pa.Schema,
+        inputs: dict[str, Artifact],
+        run: Callable[[Draft], None],
+    ) -> Artifact:
+        """Do the work in ``<name>.partial`` and finish it: manifest last, then the rename."""
+        started = time.monotonic()
+        partial = self.folder / f"{work.name}{PARTIAL}"
+        partial.mkdir(parents=True, exist_ok=True)
+        keep_parts(partial, makes)
+        draft = Draft(partial, makes, schema, inputs, work.stage)
+        try:
+            run(draft)
+        except UserError:
+            shutil.rmtree(partial / RESUMED, ignore_errors=True)
+            keep_parts(partial, makes)
+            if not any(partial.iterdir()):
+                partial.rmdir()
+            raise
+        shutil.rmtree(partial / RESUMED, ignore_errors=True)
+        manifest = receipt(work, draft, time.monotonic() - started)
+        disk.write_bytes(
+            json.dumps(manifest, indent=1, ensure_ascii=False).encode(), partial / MANIFEST
+        )
+        os.rename(partial, self.folder / work.name)
+        disk.sync_folder(self.folder)
+        return Artifact(self.folder / work.name, manifest)
+
+
+def keep_parts(partial: Path, makes: str) -> None:
+    """Clear what an interrupted try left, but for its finished parts and what it left to resume."""
+    for path in partial.iterdir():
+        if path.name == RESUMED:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif not (path.name.startswith(f"{makes}-") and path.suffix == ".parquet"):
+            path.unlink()
+
+
+def receipt(work: Work, draft: Draft, seconds: float) -> dict[str, Any]:
+    """The manifest: what was asked, what came out, and the digest later stages are keyed by."""
+    import pyarrow.parquet as pq
+
+    paths = sorted(path for path in draft.folder.rglob("*") if path.is_file())
+    files = {}
+    for path in paths:
+        name = path.relative_to(draft.folder).as_posix()
+        if name != MANIFEST:
+            disk.sync_file(path)
+            files[name] = {"bytes": path.stat().st_size, "sha256": disk.sha256(path)}
+    content = {name: file["sha256"] for name, file in files.items() if name not in draft.views}
+    # A pointer to a model says nothing of its weights: what lies outside counts as content too.
+    content |= {f"outside:{name}": digest for name, digest in work.outside.items()}
+    rows = sum(pq.ParquetFile(draft.folder / name).metadata.num_rows for name in draft.table_files)
+    return {
+        "format": FORMAT,
+        "stage": work.stage,
+        "version": work.version,
+        "settings": work.settings,
+        "inputs": work.inputs,
+        "outside": work.outside,
+        "facts_of": work.facts_of,
+        "makes": draft.makes,
+        "table": draft.table_files,
+        "rows": rows,
+        "facts": draft.facts,
+        "digest": hashlib.sha256(canonical(content).encode()).hexdigest(),
+        "files": files,
+        "seconds": round(seconds, 3),
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "bpo_data": __version__,
+    }

@@ -1,0 +1,191 @@
+"""Plan, status and clean: true to what is on disk, and doing no more than they say."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from helpers import TINY, run
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bpo_data.llm.store import RequestStore
+from bpo_data.pipelines import tree
+from bpo_data.pipelines.outlook import Standing, direct, needed
+from bpo_data.pipelines.saying import ago, plain, size
+from bpo_data.stages import STAGES
+
+UP_TO = "stage=pair"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder with everything up to the pairs."""
+    folder = tmp_path_factory.mktemp("planning") / "runs"
+    result = run(UP_TO, f"runtime.folder={folder}", *TINY)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def asked(runs: Path, *words: str) -> dict:
+    """The JSON answer to a command on that folder, which must be all of stdout."""
+    result = run(f"runtime.folder={runs}", *TINY, *words, "format=json")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def files(runs: Path) -> dict[str, float]:
+    return {str(path): path.stat().st_mtime for path in runs.rglob("*") if path.is_file()}
+
+
+def states(answer: dict) -> dict[str, str]:
+    return {one["stage"]: one["state"] for one in answer["stages"]}
+
+
+def test_a_plan_tells_kept_from_to_run_with_time_and_size_of_the_like(runs):
+    before = files(runs)
+    answer = asked(runs, "plan=true", "pair.per_prompt=4")
+    assert files(runs) == before
+    assert states(answer) == {
+        **dict.fromkeys(needed(["score"]), "kept"),
+        "gradients": "kept",
+        "pair": "to run",
+        **dict.fromkeys(("cluster", "allocate", "export", "train", "evaluate", "report"), "waits"),
+    }
+    rows = {one["stage"]: one for one in answer["stages"]}
+    manifest = json.loads(next(runs.glob("pair-*/manifest.json")).read_text())
+    assert rows["pair"]["why"] == "per_prompt 6 -> 4"
+    assert rows["pair"]["seconds"] == manifest["seconds"]
+    assert rows["pair"]["bytes"] == sum(one["bytes"] for one in manifest["files"].values())
+    assert rows["cluster"]["seconds"] is None
+    assert rows["score"]["folder"] == str(next(runs.glob("score-*")))
+    (sums, *_) = answer["notes"]
+    assert "7 of 14 stages would run" in sums
+    assert "unknown: cluster, allocate, export, train, evaluate, report" in sums
+
+
+def test_status_shows_what_is_begun_held_and_beside(runs, tmp_path):
+    pair = next(runs.glob("pair-*"))
+    hidden = tmp_path / pair.name
+    pair.rename(hidden)
+    begun = runs / f"{pair.name}.partial"
+    begun.mkdir()
+    try:
+        assert states(asked(runs, "stage=status"))["pair"] == "begun"
+        with open(runs / ".locks" / pair.name, "a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            held = asked(runs, "stage=status")
+    finally:
+        begun.rmdir()
+        hidden.rename(pair)
+    assert states(held)["pair"] == "making"
+    assert held["others"]["artifacts"] == 1, "the folder that is begun"
+    whole = asked(runs, "stage=status")
+    assert states(whole)["pair"] == "kept"
+    assert whole["bytes"] == sum(
+        json.loads(path.read_text())["files"][name]["bytes"]
+        for path in runs.glob("*/manifest.json")
+        for name in json.loads(path.read_text())["files"]
+    )
+
+
+def test_clean_removes_what_no_run_used_and_nothing_else(runs, tmp_path):
+    copy = tmp_path / "runs"
+    os.system(f"cp -r {runs} {copy}")
+    RequestStore(copy / "requests.sqlite").close()
+    (copy / "my-notes").mkdir()
+    (copy / "load-notes.txt").write_text("mine")
+    long_ago = time.time() - 40 * 86_400
+    for path in (*copy.rglob("*"), *copy.glob("*")):
+        os.utime(path, (long_ago, long_ago))
+    again = run("stage=select", f"runtime.folder={copy}", *TINY)
+    assert again.returncode == 0, again.stderr
+    old = {path.name for path in copy.glob("*-*") if (path / "manifest.json").exists()}
+    old -= {path.name for name in ("load", "embed", "select") for path in copy.glob(f"{name}-*")}
+
+    before = files(copy)
+    shown = run("stage=clean", f"runtime.folder={copy}")
+    assert files(copy) == before, "nobody was there to agree"
+    assert "Nothing was removed. clean.yes=true removes them." in shown.stdout
+    assert all(name in shown.stdout for name in old)
+    planned = run("stage=clean", f"runtime.folder={copy}", "clean.yes=true", "plan=true")
+    assert planned.returncode == 0
+    assert files(copy) == before
+
+    held = next(copy.glob("score-*"))
+    with open(copy / ".locks" / held.name, "a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run("stage=clean", f"runtime.folder={copy}", "clean.yes=true", "format=json")
+    assert set(json.loads(done.stdout)["removed"]) == old - {held.name}
+    left = {path.name for path in copy.iterdir() if not path.name.startswith(".")}
+    assert left >= {"requests.sqlite", "my-notes", "load-notes.txt", held.name}
+    assert not left & (old - {held.name})
+    kept = run("stage=select", f"runtime.folder={copy}", *TINY)
+    assert kept.stdout.count(" kept ") == 3
+
+
+def test_a_run_answers_in_json_too_and_leaves_links_to_its_results(runs):
+    answer = asked(runs, UP_TO)
+    assert answer["status"] == "done"
+    assert [one["stage"] for one in answer["stages"]] == needed(["pair"])
+    assert {one["verb"] for one in answer["stages"]} == {"kept"}
+    assert all(Path(one["folder"]).is_dir() for one in answer["stages"])
+    assert not (runs / "latest").exists(), "there is no dataset yet"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("load.kindd=x",), "There is no setting load.kindd."),
+        (("stage=clean", "clean.days=-1"), "clean.days=-1"),
+        (("stage=status,load",), "status stands alone"),
+    ],
+)
+def test_what_is_wrong_is_json_as_well(tmp_path, words, said):
+    result = run(*words, "format=json", f"runtime.folder={tmp_path}")
+    assert result.returncode == 2
+    answer = json.loads(result.stdout)
+    assert answer["status"] == "error"
+    assert said in answer["errors"][0]
+    assert f"bpo_data: {answer['errors'][0]}" in result.stderr
+
+
+def test_another_format_is_refused():
+    result = run("format=xml")
+    assert result.returncode == 2
+    assert "format=xml: choose text or json" in result.stderr
+
+
+def test_every_stage_is_drawn_once_below_what_it_waits_for():
+    rows = {name: Standing(name, "waits", "", direct(name)) for name in STAGES}
+    drawn = list(tree.drawn(rows))
+    names = [name for _, name in drawn]
+    assert sorted(names) == sorted(STAGES)
+    assert all(names.index(above) < names.index(name) for name in STAGES for above in direct(name))
+    assert direct("augment") == ["select", "sft"], "not load, which both need"
+
+
+@given(st.sets(st.sampled_from(list(STAGES)), min_size=1))
+def test_any_choice_of_stages_is_drawn_once(chosen):
+    rows = {name: Standing(name, "waits", "", direct(name)) for name in needed(list(chosen))}
+    assert sorted(name for _, name in tree.drawn(rows)) == sorted(rows)
+
+
+def test_sizes_and_times_are_in_the_unit_people_use():
+    assert [size(n) for n in (0, 999, 1_000, 18_234_567, 10**13)] == [
+        "0 B", "999 B", "1.0 kB", "18 MB", "10 TB",
+    ]  # fmt: skip
+    assert [ago(n) for n in (1, 60, 7_200, 86_400 * 40)] == [
+        "1 second ago", "60 seconds ago", "2 hours ago", "40 days ago",
+    ]  # fmt: skip
+
+
+def test_the_document_holds_no_nan_which_is_no_json():
+    assert plain({"a": float("nan"), "b": [Path("x"), (1, float("inf"))]}) == {
+        "a": None,
+        "b": ["x", [1, None]],
+    }
