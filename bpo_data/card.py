@@ -2,46 +2,95 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bpo_data import __version__, disk
+from bpo_data import __version__
 from bpo_data.artifacts import Draft
+from bpo_data.cards import figures, judges, privacy
+from bpo_data.cards.markdown import Pen, Ready
+from bpo_data.cards.metadata import UNKNOWN, card_data, content_digest
+from bpo_data.llm.prices import Prices
 
 
-def text(draft: Draft, config: Mapping[str, Any]) -> str:
-    """The dataset card, from the template in ``data_cards``."""
+def text(draft: Draft, config: Mapping[str, Any], prices: Prices | None = None) -> str:
+    """The card of the dataset that ``draft`` holds: the hub's metadata, then Markdown.
+
+    ``config`` holds the settings of ``export`` that say what comes out; ``prices`` what the models
+    cost. Texts of data, models and settings are shown as text: none becomes Markdown or HTML.
+    """
+    from huggingface_hub import DatasetCard
+
+    settings = {used.manifest["stage"]: used.manifest["settings"] for used in draft.inputs.values()}
+    settings = privacy.without_secrets(settings | {"export": dict(config)})
+    folders = privacy.folders_in(settings)
+    pen = Pen(folders)
+    story = told(draft, settings, prices or Prices())
+    title = f"Depth-balanced preference pairs from {pen.line(story['source']['name'])}"
+    data = card_data(draft, config["license"], config["language"], title)
+    body = rendered(
+        pen,
+        card_data=Ready(data.to_yaml()),
+        title=title,
+        settings=settings,
+        settings_json=Ready(privacy.as_json(privacy.shortened(settings, folders))),
+        is_shortened=bool(folders),
+        has_hidden=privacy.HIDDEN in str(settings),
+        **story,
+    )
+    card = DatasetCard(body)
+    if card.data.to_dict() != data.to_dict():
+        raise AssertionError("the card's metadata do not read back as they were written")
+    return str(card)
+
+
+def told(draft: Draft, settings: Mapping[str, Any], prices: Prices) -> dict[str, Any]:
+    """What the template tells, but for settings and metadata."""
+    inputs = draft.inputs
+    members = judges.members(settings["score"])
+    asked = figures.requests(inputs)
+    models = [model for one in asked for model in one["models"]]
+    models += [member.asked.model for member in members if member.asked]
+    models += [settings["augment"]["model"]] if settings["augment"]["client"] == "openai" else []
+    return {
+        "facts": draft.facts,
+        "made_from": {name: used.facts for name, used in inputs.items()},
+        "splits": figures.splits(draft),
+        "depths": figures.depths(inputs["allocation"].facts),
+        "after_cut": figures.after_cut(draft.facts.get("formats", {})),
+        "columns": figures.columns(draft.schema),
+        "source": figures.source(inputs["prompts"], settings["load"]),
+        "judges": members,
+        "requests": asked,
+        "spent": figures.spent(asked),
+        "prices": figures.price_rows(prices, models),
+        "prices_date": prices.date,
+        "authors": figures.authors(draft),
+        "measures": figures.measures(inputs["scores"]),
+        "stand_ins": figures.stand_ins(settings["sft"], members),
+        "digest": content_digest(draft),
+        "unknown": UNKNOWN,
+        "version": __version__,
+    }
+
+
+def rendered(pen: Pen, **values: Any) -> str:
+    """The template filled in; each value passes through ``pen`` on its way."""
     from jinja2 import Environment, StrictUndefined
 
+    environment = Environment(
+        undefined=StrictUndefined,
+        finalize=pen.escaped,
+        autoescape=False,  # the card is Markdown: ``finalize`` escapes for that
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"code": pen.code, "fenced": pen.fenced}
+    environment.filters |= {"count": "{:,}".format, "in_words": figures.in_words, "markdown": Ready}
     template = template_path().read_text(encoding="utf-8")
-    environment = Environment(  # the card is Markdown, which has no HTML to escape
-        undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, autoescape=False
-    )
-    return environment.from_string(template).render(
-        facts=draft.facts,
-        config=config,
-        inputs=draft.inputs,
-        settings={
-            used.manifest["stage"]: used.manifest["settings"] for used in draft.inputs.values()
-        }
-        | {"export": dict(config)},
-        version=__version__,
-        has_test="test" in draft.facts["splits"],
-        size=size_category(draft.facts["pairs"]),
-        digest=content_digest(draft),
-    )
-
-
-def content_digest(draft: Draft) -> str:
-    """16 hex digits that change with the rows.
-
-    ``datasets`` caches a local folder by its name and its card alone, so two exports whose cards
-    agree would be one dataset to it, and the second would load the rows of the first.
-    """
-    rows = "".join(disk.sha256(draft.folder / name) for name in draft.table_files)
-    return hashlib.sha256(rows.encode()).hexdigest()[:16]
+    return environment.from_string(template).render(**values)
 
 
 def template_path() -> Path:
@@ -49,11 +98,3 @@ def template_path() -> Path:
     package = Path(__file__).parent
     inside = package / "data_cards" / "TEMPLATE.md"
     return inside if inside.exists() else package.parent / "data_cards" / "TEMPLATE.md"
-
-
-def size_category(rows: int) -> str:
-    """The hub's word for a size."""
-    for bound, name in ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K")):
-        if rows < bound:
-            return name
-    return "100K<n<1M" if rows < 1_000_000 else "n>1M"

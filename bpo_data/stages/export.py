@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bpo_data import card, disk
+from bpo_data import card, disk, hub
 from bpo_data.artifacts import Draft
+from bpo_data.cards import metadata
+from bpo_data.components import exporters
+from bpo_data.components.exporters import making
+from bpo_data.components.exporters.grouping import asked_of
+from bpo_data.components.exporters.target import SPECIAL, find_target
 from bpo_data.components.lengths import bias, characters
+from bpo_data.errors import nearest
+from bpo_data.llm.prices import read_prices
 from bpo_data.runtime import Runtime
 from bpo_data.statistics import gini
 from bpo_data.tables import ID, MSG, columns, lookup, lot, maybe
+from bpo_data.work import HOW, settings_of
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass
@@ -31,12 +39,48 @@ class ExportConfig:
     language: str = "unknown"
     """Language code of the source, for the card; it is never guessed."""
 
+    formats: list[str] = field(default_factory=list)
+    """Trainers' formats to write beside the dataset, each into ``formats/<name>``. A name in
+    ``components.exporters.KINDS``, or ``package.module:name``, for each."""
+
+    tokenizer: str = ""
+    """Folder or hub name of the model that will be trained: its tokenizer and chat template say
+    what trainers would cut or misread; empty means the policy's own."""
+
+    max_length: int = 0
+    """Tokens of prompt and response that trainers are told to keep; 0 means each one's own default
+    (trl and kto 1024, openrlhf and axolotl 512, llamafactory 2048, nemo_rl 1024; else what the
+    model can hold). Never more than the model can hold."""
+
+    special_tokens: str = "break"
+    """What formats do with a control token of the target that is typed in a text, which trainers
+    take for a real one: ``break`` it with an invisible space, so that it stays text; ``keep`` it;
+    or ``leave_out`` the pair."""
+
     seed: int = 0
-    """Draws the prompts of the test split."""
+    """Draws the prompts of the test split, and the order of rows where a trainer wants it so."""
+
+    push_to_hub: str = field(default="", metadata=HOW)
+    """A dataset repository of the hub, ``org/name``, that the finished export is sent to; empty:
+    none. ``plan=true`` shows what would be sent."""
+
+    private: bool = field(default=True, metadata=HOW)
+    """A repository made for it is private; one that exists and is public is refused."""
 
     def problems(self) -> Iterator[str]:
         if not 0 <= self.test_share < 1:
             yield f"export.test_share={self.test_share}: a share lies from 0 up to below 1."
+        yield from metadata.problems(self.license, self.language)
+        yield from exporters.problems(self.formats)
+        if self.push_to_hub:
+            yield from hub.problems(self.push_to_hub)
+        if self.max_length < 0:
+            yield f"export.max_length={self.max_length}: use 0 or more."
+        if self.special_tokens not in SPECIAL:
+            yield (
+                f"export.special_tokens={self.special_tokens}: choose {', '.join(SPECIAL)}."
+                f"{nearest(self.special_tokens, SPECIAL)}"
+            )
 
 
 def schema(config: ExportConfig) -> pa.Schema:
@@ -87,7 +131,32 @@ def run(
     }
     if said := drift(draft.facts["lengths"]):
         draft.say(said)
-    disk.write_bytes(card.text(draft, vars(config)).encode(), draft.view("dataset/README.md"))
+    write_formats(draft, config, dataset, prompts, responses, pairs)
+    disk.write_bytes(
+        card.text(draft, settings_of(config), read_prices(runtime.budget.prices)).encode(),
+        draft.view("dataset/README.md"),
+    )
+
+
+def write_formats(
+    draft: Draft,
+    config: ExportConfig,
+    dataset: pa.Table,
+    prompts: pa.Table,
+    responses: pa.Table,
+    pairs: pa.Table,
+) -> None:
+    """Write ``formats/`` and reckon what each trainer would keep, TRL in any case."""
+    target = find_target(config.tokenizer, draft.inputs["policy"].folder)
+    lists = any(one.lists for one in exporters.exporters(config.formats).values())
+    rows = dataset.select(["pair_id", "prompt_id", "split"])
+    own = lookup(pairs, "pair_id", rows["pair_id"])
+    for name in ("chosen_id", "rejected_id"):
+        rows = rows.append_column(name, own[name])
+    scores = draft.inputs["scores"].table(["response_id", "score"]) if lists else None
+    making.write(
+        draft, config, target, asked_of(rows, prompts, responses, scores), dataset.num_rows
+    )
 
 
 DRIFT = 0.05

@@ -1,0 +1,98 @@
+"""A format's folder: rows streamed into its files, what is left out, and the texts beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from bpo_data import disk
+from bpo_data.artifacts import Draft
+from bpo_data.components.exporters.rows import Exporter, Made, Row
+from bpo_data.tables import ID, columns, lot
+
+BATCH = 1000
+"""Rows held before they are written."""
+
+
+class Stream:
+    """A Parquet or JSON-lines file written row by row, whole or not there."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path = path
+        self.schema = schema
+        self.writing = path.with_name(path.name + ".writing")
+        self.waiting: list[Mapping[str, Any]] = []
+        self.file: Any = None
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        self.waiting.append(values)
+        if len(self.waiting) >= BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.path.suffix == ".jsonl":
+            self.file = self.file or self.writing.open("w", encoding="utf-8")
+            for values in self.waiting:
+                self.file.write(json.dumps(values, ensure_ascii=False) + "\n")
+        else:
+            import pyarrow.parquet as pq
+
+            table = pa.Table.from_pylist(self.waiting, schema=self.schema)
+            self.file = self.file or pq.ParquetWriter(self.writing, self.schema, compression="zstd")
+            self.file.write_table(table)
+        self.waiting = []
+
+    def close(self) -> None:
+        self.flush()
+        self.file.close()
+        disk.sync_file(self.writing)
+        os.rename(self.writing, self.path)
+
+
+class Folder:
+    """``formats/<name>`` of an artifact in the making; no digest covers its files."""
+
+    def __init__(self, draft: Draft, name: str, exporter: Exporter, seed: int) -> None:
+        self.draft = draft
+        self.name = name
+        self.exporter = exporter
+        self.seed = seed
+        self.streams: dict[str, Stream] = {}
+        self.left_out: list[dict[str, str]] = []
+        self.later: list[tuple[str, str, Row]] = []
+
+    def add(self, split: str, row: Row) -> None:
+        if row.reason:
+            self.left_out.append({self.exporter.key: row.id, "reason": row.reason})
+        elif self.exporter.shuffled:
+            self.later.append((lot(self.seed, f"export {self.name}", row.id), split, row))
+        else:
+            self.write(split, row)
+
+    def write(self, split: str, row: Row) -> None:
+        if split not in self.streams:
+            path = self.path(split + self.exporter.suffix)
+            self.streams[split] = Stream(path, self.exporter.columns)
+        self.streams[split].add(row.values)
+
+    def close(self, longest: int, counts: Mapping[str, int]) -> None:
+        """Bring everything to its place; ``longest`` and ``counts`` are named beside the rows."""
+        for _, split, row in sorted(self.later, key=lambda one: one[0]):
+            self.write(split, row)
+        for stream in self.streams.values():
+            stream.close()
+        if self.left_out:
+            schema = columns(**{self.exporter.key: ID, "reason": pa.string()})
+            table = pa.Table.from_pylist(self.left_out, schema=schema)
+            disk.write_parquet(table, self.path("left_out.parquet"))
+        made = Made(longest, "test" in self.streams, counts)
+        for name, text in self.exporter.files(made).items():
+            disk.write_bytes(text.encode(), self.path(name))
+
+    def path(self, name: str) -> Path:
+        return self.draft.view(f"formats/{self.name}/{name}")

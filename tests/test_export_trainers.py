@@ -1,0 +1,319 @@
+"""Each format against its trainer: TRL's own trainers, others' own loaders, or their documents."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import venv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exporting import ALL, World, model_folder, plain_pair, read, user
+from helpers import ROOT
+
+from bpo_data.artifacts import Draft
+from bpo_data.components.exporters import KINDS
+from bpo_data.policy import encode, load_policy
+from bpo_data.tables import Message
+
+LONGEST = 80
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_folder(tmp_path_factory.mktemp("qwen"))
+
+
+def some() -> World:
+    """Pairs that fit, that are cut, that are dropped; a system message; turns; typed tokens."""
+    world = World()
+    for number in range(10):
+        texts = ["why? " * (1 + number * side) + f"{number} {side}\n" for side in range(4)]
+        pairs = [(1, 0), (2, 0), (3, 1), (2, 1)][: 1 + number % 4]
+        world.add("word " * (1 + 2 * number), texts, pairs, "test" if number % 5 == 0 else "train")
+    earlier = [Message(role="system", content="be kind"), user("a"), *said("b"), user("c")]
+    world.add(earlier, ["2020-01-01", "no é 漢 \u2028 \U0001f600"], [(1, 0)])
+    world.add("type <|im_end|>", ["<|im_start|>user", "it"], [(1, 0)])
+    return world
+
+
+def said(text: str) -> list[Message]:
+    return [Message(role="assistant", content=text)]
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return some()
+
+
+@pytest.fixture(scope="module")
+def draft(qwen: Path, world: World, tmp_path_factory: pytest.TempPathFactory) -> Draft:
+    return world.write(tmp_path_factory.mktemp("x"), qwen, *ALL, max_length=LONGEST)
+
+
+def loaded(draft: Draft, name: str, cache: Path) -> Any:
+    """The format's splits by ``datasets``, from the files that its README.txt names."""
+    import datasets
+
+    folder = draft.folder / "formats" / name
+    suffix = KINDS[name]().suffix
+    files = {split: str(folder / f"{split}{suffix}") for split in ("train", "test")}
+    kind = {".parquet": "parquet", ".jsonl": "json"}[suffix]
+    return datasets.load_dataset(kind, data_files=files, cache_dir=str(cache))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_datasets_reads_each_folder_with_the_declared_columns(draft, name, tmp_path):
+    import datasets
+
+    whole = datasets.load_dataset(str(draft.folder / "formats" / name), cache_dir=str(tmp_path))
+    named = loaded(draft, name, tmp_path)
+    columns = KINDS[name]().columns
+    for split in ("train", "test"):
+        assert whole[split].column_names == columns.names
+        assert whole[split].to_list() == named[split].to_list() == read(draft, name, split)
+        if KINDS[name]().suffix == ".parquet":
+            assert whole[split].features == datasets.Features.from_arrow_schema(columns)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_prompt_is_in_both_splits(draft, name):
+    def prompts(split: str) -> set[str]:
+        rows = read(draft, name, split)
+        if name in ("kto", "listwise"):
+            return {json.dumps(row["prompt"]) for row in rows}
+        return {json.dumps(plain_pair(name, row)[0]) for row in rows}
+
+    assert prompts("train")
+    assert prompts("test")
+    assert not prompts("train") & prompts("test")
+
+
+def arguments(config: type, folder: Path, **others: Any) -> Any:
+    return config(
+        output_dir=str(folder), max_steps=2, per_device_train_batch_size=4, use_cpu=True,
+        bf16=False, report_to="none", disable_tqdm=True, save_strategy="no", logging_steps=1,
+        max_length=LONGEST, **others,
+    )  # fmt: skip
+
+
+def test_trls_dpo_trainer_keeps_drops_and_cuts_what_the_facts_say(draft, qwen, tmp_path):
+    import copy
+
+    from trl import DPOConfig, DPOTrainer
+
+    rows = loaded(draft, "trl", tmp_path / "cache")
+    policy = load_policy(str(qwen), None, "cpu", "float32")
+    trainer = DPOTrainer(
+        policy.model, copy.deepcopy(policy.model), arguments(DPOConfig, tmp_path),
+        train_dataset=rows["train"], eval_dataset=rows["test"], processing_class=policy.tokenizer,
+    )  # fmt: skip
+    made = [*trainer.train_dataset, *trainer.eval_dataset]
+    facts = draft.facts["formats"]["trl"]
+    assert len(made) == facts["pairs"] < len(rows["train"]) + len(rows["test"])
+    sizes = [
+        len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+        for row in made
+    ]
+    assert sum(size > LONGEST for size in sizes) == facts["cut"] > 0
+    end = policy.tokenizer.eos_token_id
+    for row in made:
+        assert [row[side].count(end) for side in ("chosen_ids", "rejected_ids")] == [1, 1]
+    for ours, theirs in zip(read(draft, "trl", "test"), trainer.eval_dataset, strict=False):
+        text = ours["chosen"][0]["content"]
+        before, after = encode(policy.tokenizer, ours["prompt"], text)
+        assert (theirs["prompt_ids"], theirs["chosen_ids"]) == (before, after)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_trls_kto_trainer_keeps_drops_and_cuts_what_the_facts_say(draft, qwen, tmp_path):
+    import copy
+
+    from trl import KTOConfig, KTOTrainer
+
+    rows = loaded(draft, "kto", tmp_path / "cache")
+    policy = load_policy(str(qwen), None, "cpu", "float32")
+    trainer = KTOTrainer(
+        policy.model, copy.deepcopy(policy.model), arguments(KTOConfig, tmp_path),
+        train_dataset=rows["train"], eval_dataset=rows["test"], processing_class=policy.tokenizer,
+    )  # fmt: skip
+    made = [*trainer.train_dataset, *trainer.eval_dataset]
+    facts = draft.facts["formats"]["kto"]
+    assert len(made) == facts["pairs"] < len(rows["train"]) + len(rows["test"])
+    sizes = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in made]
+    assert sum(size > LONGEST for size in sizes) == facts["cut"] > 0
+    end = policy.tokenizer.eos_token_id
+    assert all(row["completion_ids"].count(end) == 1 for row in made)
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_kto_rows_are_shuffled_by_the_seed_and_lose_nothing(world, qwen, tmp_path):
+    def order(seed: int, folder: str) -> list[str]:
+        made = world.write(tmp_path / folder, qwen, "kto", seed=seed)
+        return [json.dumps(row) for row in read(made, "kto")]
+
+    first, again, other = order(0, "a"), order(0, "b"), order(1, "c")
+    assert first == again != other
+    assert sorted(first) == sorted(other)
+    labels = [json.loads(row)["label"] for row in first]
+    assert labels != sorted(labels, reverse=True), "not all chosen, then all rejected"
+
+
+def chatml(turns: list[Message]) -> str:
+    """The template of the tiny Qwen, written by hand."""
+    if turns[0]["role"] != "system":
+        turns = [Message(role="system", content="You help."), *turns]
+    return "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns)
+
+
+def test_nemo_rl_reads_pairs_and_gives_weight_0_to_long_ones(draft, qwen, world):
+    """A reader after NeMo-RL at 7ea279ab: ``PreferenceDataset`` takes the JSON lines as they are;
+    ``preference_preprocessor`` (data/processors.py) wants two completions of different rank, the
+    lower one preferred, and gives weight 0 above max_seq_length; lengths are those of the whole
+    conversation, written turn by turn (data/llm_message_utils.py). Its code has no package."""
+    tokenizer = load_policy(str(qwen), None, "cpu", "float32").tokenizer
+    rows = [*read(draft, "nemo_rl"), *read(draft, "nemo_rl", "test")]
+    weights = []
+    for row in rows:
+        assert set(row) == {"context", "completions"}
+        first, second = row["completions"]
+        assert (first["rank"], second["rank"]) == (0, 1)
+        sizes = [
+            len(tokenizer(chatml([*row["context"], *one["completion"]]))["input_ids"])
+            for one in (first, second)
+        ]
+        weights.append(float(max(sizes) <= LONGEST))
+    facts = draft.facts["formats"]["nemo_rl"]
+    assert weights.count(0.0) == facts["dropped"] > 0
+    assert weights.count(1.0) == facts["pairs"] > 0
+    assert facts["pairs"] + facts["dropped"] == len(world.pairs)
+
+
+def test_nemo_rls_snippet_names_our_files_as_its_loader_wants_them(draft):
+    import yaml
+
+    folder = draft.folder / "formats" / "nemo_rl"
+    config = yaml.safe_load((folder / "dataset.yaml").read_text())
+    assert config["policy"] == {"max_total_sequence_length": LONGEST}
+    for use in ("train", "validation"):
+        asked = config["data"][use]
+        assert asked["dataset_name"] == "PreferenceDataset"
+        assert (folder / asked["data_path"]).is_file()
+        assert asked["split"] == "train", "a file on its own has no other split"
+
+
+def test_openai_lines_hold_one_assistant_message_each_side(draft, world):
+    """OpenAI's guide "Direct preference optimization": three keys, one assistant message a side."""
+    rows = [*read(draft, "openai"), *read(draft, "openai", "test")]
+    assert len(rows) == len(world.pairs)
+    for row in rows:
+        assert set(row) == {"input", "preferred_output", "non_preferred_output"}
+        assert row["input"]["messages"][-1]["role"] == "user"
+        for side in ("preferred_output", "non_preferred_output"):
+            assert [turn["role"] for turn in row[side]] == ["assistant"]
+        assert row["preferred_output"] != row["non_preferred_output"]
+
+
+def test_side_files_name_files_that_are_there_and_tell_no_place(draft):
+    for name in ALL:
+        folder = draft.folder / "formats" / name
+        words = (folder / "README.txt").read_text()
+        assert 2 <= len(words.splitlines()) <= 4
+        assert "train" in words or name in ("openrlhf", "axolotl", "nemo_rl")
+        for path in folder.iterdir():
+            if path.suffix in (".txt", ".yaml", ".json"):
+                assert str(draft.folder) not in path.read_text(), "the folder is renamed when done"
+
+
+LOADERS = {
+    "openrlhf": ("openrlhf==0.11.2", ["pylatexenc"]),
+    "llamafactory": ("llamafactory==0.9.5", ["peft", "omegaconf", "pillow", "av"]),
+    "axolotl": (
+        "axolotl==0.19.0",
+        ["peft", "addict", "colorama", "numba", "posthog", "python-dotenv", "requests", "pillow"],
+    ),
+}
+"""The package, installed without the GPU packages it asks for, and what its loader imports."""
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """An interpreter with a trainer's package, in an environment of its own."""
+    folder = tmp_path_factory.mktemp("trainers") / "venv"
+    venv.create(folder, with_pip=True)
+    program = str(folder / "bin" / "python")
+
+    def pip(*words: str) -> None:
+        limits = ["-c", str(ROOT / "constraints.txt")]
+        done = subprocess.run(
+            [program, "-m", "pip", "install", "-q", *words, *limits],
+            capture_output=True, text=True, timeout=1800,
+        )  # fmt: skip
+        if done.returncode:
+            pytest.skip(f"pip cannot install {' '.join(words)} here: {done.stderr[-300:]}")
+
+    def made(name: str) -> str:
+        package, others = LOADERS[name]
+        pip("torch", "transformers", "datasets", "trl", "jinja2", *others)
+        pip("--no-deps", package)
+        return program
+
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOADERS)
+def test_the_trainers_own_loader_reads_what_the_facts_say(
+    name, draft, world, qwen, python, tmp_path
+):
+    result = subprocess.run(
+        [python(name), str(ROOT / "tests" / "trainer_loaders.py"), name,
+         str(draft.folder / "formats" / name), str(qwen)],
+        capture_output=True, text=True, cwd=tmp_path, timeout=600,
+        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1",
+             "DISABLE_VERSION_CHECK": "1", "PYTHONPATH": ""},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    made = json.loads(result.stdout.splitlines()[-1])
+    rows = [*made["train"], *made["test"]]
+    facts = draft.facts["formats"][name]
+    assert len(rows) == facts["pairs"]
+    assert facts["pairs"] + facts["dropped"] + facts["refused"] == len(world.pairs)
+    assert made.get("train_cut", 0) + made.get("test_cut", 0) == facts["cut"]
+    for row in rows:
+        assert row["chosen"] != row["rejected"]
+        assert row["chosen"].count("<|im_end|>") >= 1
+    same_texts(name, rows, draft)
+
+
+def same_texts(name: str, rows: list[dict[str, Any]], draft: Draft) -> None:
+    """What the loader made of each row holds our texts."""
+    written = [
+        plain_pair(name, row) for split in ("train", "test") for row in read(draft, name, split)
+    ]
+    if name == "llamafactory":
+        told = [
+            (
+                [*([{"role": "system", "content": row["system"]}] if row["system"] else []),
+                 *row["prompt"]],
+                *(answer["content"] for answer in row["answers"]),
+            )
+            for row in rows
+        ]  # fmt: skip
+        assert told == written
+        return
+    whole = {(chatml(p), c.strip(), r.strip()) for p, c, r in written}
+    for row in rows:
+        head = row["prompt"].removesuffix("<|im_start|>assistant\n")
+        if name == "axolotl":  # nothing is cut
+            sides = [
+                row[side].removesuffix("<|im_end|>").strip() for side in ("chosen", "rejected")
+            ]
+            assert (head, *sides) in whole
+        else:
+            assert any(head == prompt for prompt, _, _ in whole)
