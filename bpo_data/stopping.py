@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM: the first lets what is under way finish, the second ends at once.
 
-Signals belong to a process, and so does the state here. ``install`` is called by a command; code
-that works for long asks ``check`` where it can be left: between stages, parts, updates. As a
+Signals belong to a process, and so does the state here. A command is ``listening``; code that works
+for long asks ``check`` where it can be left: between stages, parts, updates. As a
 library, where nobody installed this, Ctrl-C is Python's own and nothing here ever stops anything.
 """
 
@@ -51,6 +51,22 @@ def install(*, quiet: bool = False, ignored: tuple[signal.Signals, ...] = ()) ->
             end.setblocking(False)
         threading.Thread(target=_watch, daemon=True, name="signals").start()
     _arm()
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """Within, the signals of this process are ours; after it they are whose they were."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    install()
+    try:
+        yield
+    finally:
+        global _heard
+        _handled.clear()
+        signal.set_wakeup_fd(-1)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _heard = 0
 
 
 def asked() -> bool:

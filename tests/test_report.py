@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 from html.parser import HTMLParser
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from helpers import SHARED, needs_data, run
+
+from bpo_data.pipelines import config as settings
+from bpo_data.stages import STAGES
+from bpo_data.work import settings_of
 
 EVIL = [
     "<script>window.owned = true</script>",
@@ -34,7 +40,8 @@ class Tags(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory) -> str:
+def folder(tmp_path_factory) -> Path:
+    """The report of a whole run over hostile rows."""
     folder = tmp_path_factory.mktemp("evil")
     source = folder / "evil.jsonl"
     rows = [
@@ -54,14 +61,20 @@ def page(tmp_path_factory) -> str:
         "evaluate.prompts=2", "evaluate.max_tokens=4", "allocate.share=1", "select.share=1",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    (path,) = (folder / "runs").glob("report-*/report.html")
-    return path.read_text(encoding="utf-8")
+    (made,) = (folder / "runs").glob("report-*")
+    return made
+
+
+@pytest.fixture(scope="module")
+def page(folder) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_hostile_text_is_shown_and_makes_no_element(page):
     parsed = Tags()
     parsed.feed(page)
-    assert not {"script", "img", "iframe", "object", "link"} & set(parsed.tags)
+    assert not {"img", "iframe", "object", "link"} & set(parsed.tags)
+    assert parsed.tags.count("script") == 2, "the map's points and the page's own"
     assert not [name for name, _ in parsed.attributes if name.startswith("on")]
     shown = "".join(parsed.text)
     assert "<script>window.owned = true</script>" in shown
@@ -73,7 +86,7 @@ def test_the_page_asks_for_nothing_outside(page):
     parsed = Tags()
     parsed.feed(page)
     links = [value for name, value in parsed.attributes if name in ("src", "href", "action")]
-    assert links == []
+    assert [link for link in links if not link.startswith("#")] == []
     assert "@import" not in page
     assert "url(" not in page
 
@@ -84,12 +97,36 @@ def test_own_pairs_without_new_responses_say_why_there_is_no_win_rate(page):
 
 
 def test_length_bias_stands_for_all_pairs_for_candidates_and_for_those_kept(page):
-    rows = page.split("<h3>Length</h3>")[1].split("</table>")[0].split("<tr>")[2:]
+    rows = (
+        page.split("<h3>Length</h3>")[1].split("<tbody>")[1].split("</tbody>")[0].split("<tr>")[1:]
+    )
     cells = [[cell.split("<")[0].split(">")[-1] for cell in row.split("<td")[1:]] for row in rows]
     assert [row[0] for row in cells] == ["all with a margin above the floor", "candidates", "kept"]
     assert len({row[1] for row in cells}) == 1, "one pair a prompt, all of them kept"
     assert {tuple(row[2:4]) for row in cells} == {("100.0 %", "0")}
     assert "a policy may learn just that" in page
+
+
+def test_the_recipe_beside_the_page_asks_for_the_settings_of_every_artifact(folder):
+    asked = settings.read([f"recipe={folder / 'recipe.yaml'}"])
+    found = {}
+    for path in folder.parent.glob("*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        found[manifest["stage"]] = manifest["settings"]
+    assert found.keys() == STAGES.keys()
+    for stage, recorded in found.items():
+        assert settings_of(getattr(asked.config, stage)) == recorded, stage
+
+
+def test_the_page_names_its_artifacts_and_its_sample(page, folder):
+    for path in folder.parent.glob("*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        if manifest["stage"] != "report":
+            assert manifest["digest"] in page
+            assert path.parent.name in page
+    pairs = pq.read_metadata(folder / "map.parquet").num_rows
+    assert f"All {pairs} pairs." in page
+    assert "Stand-in models" in page
 
 
 @needs_data

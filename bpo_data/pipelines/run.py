@@ -49,8 +49,13 @@ DISK_FAULTS = (
 def main(arguments: Sequence[str]) -> int:
     """Run a command line; the exit status: 0 done, 2 something to put right, 130 stopped."""
     set_up_logging()
-    stopping.install()
     voice = Voice(settings.format_word(arguments))
+    with stopping.listening():
+        return ended(arguments, voice)
+
+
+def ended(arguments: Sequence[str], voice: Voice) -> int:
+    """Answer, and say how it ended; the exit status."""
     try:
         answer(arguments, voice)
         voice.end("done")

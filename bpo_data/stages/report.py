@@ -2,37 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+import typing
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from bpo_data import disk
-from bpo_data.artifacts import Draft
-from bpo_data.components.lengths import bias, characters
+from bpo_data.artifacts import Artifact, Draft
+from bpo_data.errors import UserError
+from bpo_data.report import (
+    ablation,
+    authors,
+    breadth,
+    clusters,
+    costs,
+    evaluation,
+    figures,
+    losses,
+    neighbours,
+    origins,
+    page,
+    pair_map,
+    words,
+)
 from bpo_data.runtime import Runtime
-from bpo_data.tables import columns, lookup, lot
-from bpo_data.work import leaves
+from bpo_data.tables import columns, lookup
+from bpo_data.work import leaves, settings_of
 
-VERSION = 3
-COLOURS = 10
-"""Colours of the map; clusters share them in turn."""
+VERSION = 4
+TOPICS = 40
+"""Topics listed; the rest is in the tables the page names."""
 
 
 @dataclass
 class ReportConfig:
-    points: int = 2000
-    """Pairs drawn on the map; more are sampled by lot, and the page says so."""
+    points: int = 10_000
+    """Pairs drawn on the map with their words; of more, a sample by lot, and the page says so.
+    10,000 keep the page below 8 MB however many pairs there are."""
 
     clusters: int = 24
     """Clusters listed with examples, largest first."""
 
+    figures: bool = False
+    """Write ``figures/*.svg`` and ``*.png`` too, for papers; needs ``pip install
+    'bpo-data[figures]'``."""
+
+    ablation: str = ""
+    """A folder that ``recipe=ablation`` wrote, such as ``runs/ablation/ablation``: its table stands
+    on the page."""
+
     def problems(self) -> Iterator[str]:
         if self.points < 0 or self.clusters < 0:
             yield "report.points and report.clusters are 0 or more."
+        if self.figures and not figures.available():
+            yield (
+                "report.figures=true needs matplotlib: pip install 'bpo-data[figures]', or leave "
+                "report.figures out."
+            )
+        if self.ablation:
+            try:
+                ablation.outcomes(self.ablation)
+            except UserError as error:
+                yield str(error)
+
+
+def outside(config: ReportConfig) -> dict[str, str]:
+    """The digest of the ablation's rows, so that other rows make another page."""
+    if not config.ablation:
+        return {}
+    path = Path(config.ablation) / ablation.NAME
+    return {f"ablation/{ablation.NAME}": disk.sha256(path)}
 
 
 def schema(config: ReportConfig) -> pa.Schema:
@@ -40,140 +83,99 @@ def schema(config: ReportConfig) -> pa.Schema:
 
 
 def run(draft: Draft, config: ReportConfig, runtime: Runtime) -> None:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parents[1] / "pages"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["count"] = "{:,}".format
-    facts = {name: used.facts for name, used in draft.inputs.items()}
-    page = environment.get_template("report.html").render(
-        facts=facts,
-        receipts=[used.manifest for used in draft.inputs.values()],
-        folders={used.manifest["stage"]: str(used.folder) for used in draft.inputs.values()},
-        notes=[
-            (used.manifest["stage"], said)
-            for used in draft.inputs.values()
-            for said in used.facts.get("notes", [])
-        ],
-        depths=depth_rows(facts["allocation"]),
-        clusters=cluster_rows(draft, config),
-        hygiene=draft.inputs["scores"].read("hygiene.parquet").to_pylist(),
-        **map_of(draft, config),
-    )
-    # A lone surrogate cannot reach here (load sets it aside); anything else is written as it is.
-    disk.write_bytes(page.encode(), draft.view("report.html"))
+    table = pair_map.pair_table(draft.inputs)
+    groups = clusters.cluster_table(table)
+    depths = breadth.depth_table(draft.inputs["allocation"].facts)
+    near = nearest_pairs(draft, table)
+    draft.write_beside(pair_map.for_atlas(table, near), "map.parquet")
+    draft.write_beside(groups, "clusters.parquet")
+    draft.write_beside(depths, "depths.parquet")
+    drawn = pair_map.sample(table, config.points)
+    view = gathered(draft.inputs, config, table, groups, depths)
+    recipe = own_recipe(draft.inputs, config)
+    disk.write_bytes(recipe.encode(), draft.view("recipe.yaml"))
+    folder = str(draft.folder).removesuffix(".partial")
+    view |= {"recipe": recipe, "folder": folder, "neighbours": near is not None}
+    html = page.render(view, pair_map.payload(drawn))
+    disk.write_bytes(html.encode(), draft.view("report.html"))
+    if config.figures:
+        figures.draw(draft.view, table, drawn, depths, view["topics"]["wins"][:TOPICS])
     rows = [
         {"table": name, "figure": figure, "value": str(value)}
-        for name, figures in facts.items()
-        for figure, value in leaves(figures).items()
+        for name, used in draft.inputs.items()
+        for figure, value in leaves(used.facts).items()
     ]
     draft.write(pa.Table.from_pylist(rows, schema=draft.schema))
+    draft.facts |= {"page_bytes": len(html.encode()), "points": drawn.num_rows}
 
 
-def depth_rows(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each depth: prompts that had so many pairs to choose from, and that keep so many."""
-    before, after = facts["depths_before"], facts["depths"]
-    depths = sorted({int(depth) for depth in [*before, *after]})
-    most = max([*before.values(), *after.values()])
-    return [
-        {
-            "depth": depth,
-            "before": before.get(str(depth), 0),
-            "after": after.get(str(depth), 0),
-            "before_share": before.get(str(depth), 0) / most,
-            "after_share": after.get(str(depth), 0) / most,
-        }
-        for depth in depths
-    ]
+def nearest_pairs(draft: Draft, table: pa.Table) -> pa.Array | None:
+    """Neighbours by gradient of each row of ``table``; None, and a line, where that is too much."""
+    from bpo_data.components.embedders import unit
+    from bpo_data.stages.cluster import ClusterConfig, gradients_of
+
+    why = neighbours.too_many(table.num_rows, draft.inputs["gradients"].facts["dim"])
+    if why:
+        draft.say(why)
+        return None
+    pairs = lookup(draft.inputs["pairs"].table(), "pair_id", table["pair_id"].combine_chunks())
+    settings = ClusterConfig(**draft.inputs["clusters"].manifest["settings"])
+    rows, _ = gradients_of(pairs, draft.inputs["gradients"].table(), settings)
+    return neighbours.nearest(unit(rows))
 
 
-def pair_table(draft: Draft) -> pa.Table:
-    """Every candidate pair with its cluster and whether it is kept."""
-    allocation = draft.inputs["allocation"].table()
-    clusters = lookup(draft.inputs["clusters"].table(), "pair_id", allocation["pair_id"])
-    for name in ("cluster", "distance", "usefulness", "x", "y"):
-        allocation = allocation.append_column(name, clusters[name])
-    return allocation
+def gathered(
+    inputs: Mapping[str, Artifact],
+    config: ReportConfig,
+    table: pa.Table,
+    groups: pa.Table,
+    depths: pa.Table,
+) -> dict[str, Any]:
+    """Everything the template shows but the map's points."""
+    wins = evaluation.by_topic(inputs)
+    breadths = breadth.topic_rows(inputs, table)
+    requests = costs.request_rows(inputs)
+    kept = table.filter(table["kept"])
+    return {
+        "facts": {name: used.facts for name, used in inputs.items()},
+        "settings": {used.manifest["stage"]: used.manifest["settings"] for used in inputs.values()},
+        "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "stand_ins": list(origins.stand_ins(inputs)),
+        "depths": depths.to_pylist(),
+        "topics": {"wins": wins, "breadth": breadths, "most": TOPICS},
+        "worlds": list(ablation.worlds(ablation.outcomes(config.ablation)))
+        if config.ablation
+        else [],
+        "ablation": config.ablation,
+        "clusters": clusters.shown(groups, table, config.clusters),
+        "clusters_total": groups.num_rows,
+        "sampled_words": table.num_rows > words.SAMPLED,
+        "pairs_total": table.num_rows,
+        "points": min(config.points, table.num_rows),
+        "authors": authors.authors(kept),
+        "hygiene": inputs["scores"].read("hygiene.parquet").to_pylist(),
+        "stages": costs.stage_rows(inputs),
+        "requests": requests,
+        "requests_total": costs.total(requests),
+        "losses": losses.losses(inputs),
+        "notes": [
+            (used.manifest["stage"], said, str(used.folder))
+            for used in inputs.values()
+            for said in used.facts.get("notes", [])
+        ],
+        "formats": inputs["dataset"].facts.get("formats") or {},
+        "versions": origins.versions(),
+    }
 
 
-def cluster_rows(draft: Draft, config: ReportConfig) -> list[dict[str, Any]]:
-    """The largest clusters with sizes, kept pairs, length bias and their most typical pair."""
-    table = pair_table(draft)
-    grouped = table.append_column("kept_count", pc.cast(table["kept"], pa.int64()))
-    sums = grouped.group_by("cluster").aggregate(
-        [("pair_id", "count"), ("kept_count", "sum"), ("usefulness", "mean")]
-    )
-    rows = sorted(sums.to_pylist(), key=lambda row: (-row["pair_id_count"], row["cluster"]))
-    texts = Texts(draft)
-    found = []
-    for row in rows[: config.clusters]:
-        members = table.filter(pc.equal(table["cluster"], row["cluster"]))
-        nearest = members.sort_by([("distance", "ascending"), ("pair_id", "ascending")])
-        pairs = lookup(texts.pairs, "pair_id", members["pair_id"])
-        found.append(
-            {
-                "cluster": row["cluster"],
-                "colour": row["cluster"] % COLOURS,
-                "size": row["pair_id_count"],
-                "kept": row["kept_count_sum"],
-                "prompts": len(set(members["prompt_id"].to_pylist())),
-                "usefulness": row["usefulness_mean"],
-                "mean_margin": pc.mean(pairs["margin"]).as_py(),
-                "longer_share": bias(characters(pairs, texts.responses))["longer_share"],
-                **texts.of(nearest["pair_id"][0].as_py()),
-            }
-        )
-    return found
+def own_recipe(inputs: Mapping[str, Artifact], config: ReportConfig) -> str:
+    """A recipe that asks for what these artifacts were made by."""
+    from bpo_data.stages import STAGES  # the list names this module
 
-
-class Texts:
-    """The words of a pair, found by its id."""
-
-    def __init__(self, draft: Draft) -> None:
-        self.pairs = draft.inputs["pairs"].table()
-        self.prompts = draft.inputs["prompts"].table(["prompt_id", "prompt", "topic"])
-        self.responses = draft.inputs["responses"].table(["response_id", "text"])
-
-    def of(self, pair_id: str) -> dict[str, Any]:
-        pair = lookup(self.pairs, "pair_id", [pair_id]).to_pylist()[0]
-        owner = lookup(self.prompts, "prompt_id", [pair["prompt_id"]]).to_pylist()[0]
-        sides = lookup(self.responses, "response_id", [pair["chosen_id"], pair["rejected_id"]])
-        chosen, rejected = sides["text"].to_pylist()
-        return {
-            "pair_id": pair_id,
-            "prompt": owner["prompt"][-1]["content"],
-            "topic": owner["topic"] or "",
-            "chosen": chosen,
-            "rejected": rejected,
-            "margin": pair["margin"],
-        }
-
-
-def map_of(draft: Draft, config: ReportConfig) -> dict[str, Any]:
-    """Points of the map in a 600 x 400 frame: kept pairs filled, the others hollow."""
-    table = pair_table(draft)
-    rows = sorted(table.to_pylist(), key=lambda row: lot(0, "map", row["pair_id"]))
-    drawn = rows[: config.points]
-    xs, ys = [row["x"] for row in drawn], [row["y"] for row in drawn]
-    points = [
-        {
-            "x": round(10 + 580 * placed(row["x"], xs), 1),
-            "y": round(390 - 380 * placed(row["y"], ys), 1),
-            "colour": row["cluster"] % COLOURS,
-            "kept": row["kept"],
-            "title": f"{row['pair_id']} cluster {row['cluster']}",
-        }
-        for row in drawn
-    ]
-    return {"points": points, "points_total": table.num_rows}
-
-
-def placed(value: float, values: list[float]) -> float:
-    """Where a value lies between the least and the greatest, from 0 to 1."""
-    low, high = min(values), max(values)
-    return (value - low) / (high - low) if high > low else 0.5
+    settings = {used.manifest["stage"]: used.manifest["settings"] for used in inputs.values()}
+    settings["report"] = settings_of(config)
+    defaults = {
+        name: settings_of(typing.get_type_hints(STAGES[name].module.schema)["config"]())
+        for name in settings
+    }
+    return origins.recipe(settings, defaults)

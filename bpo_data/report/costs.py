@@ -1,0 +1,67 @@
+"""What the run cost: requests with tokens and money, time and disk of each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bpo_data.artifacts import Artifact
+
+SUMMED = ("replies", "attempts", "tokens_in", "tokens_out")
+
+
+def stage_rows(inputs: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """Rows, seconds and bytes on disk of each stage before the report, in order."""
+    return [
+        {
+            "stage": used.manifest["stage"],
+            "rows": used.rows,
+            "seconds": used.manifest["seconds"],
+            "bytes": sum(file["bytes"] for file in used.manifest["files"].values()),
+            "folder": str(used.folder),
+            "digest": used.digest,
+            "made": used.manifest["made"],
+        }
+        for used in inputs.values()
+    ]
+
+
+def request_rows(inputs: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """What each stage asked of language models; stages that asked nothing are left out."""
+    found = []
+    for used in inputs.values():
+        asked = used.facts.get("requests") or {}
+        if asked.get("replies"):
+            row = {name: asked[name] for name in SUMMED}
+            states = asked["states"]
+            found.append(
+                {"stage": used.manifest["stage"], "usd": asked.get("usd"), "states": states, **row}
+            )
+    return found
+
+
+def total(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sums over stages; money is None as soon as one stage's is not known."""
+    prices = [row["usd"] for row in rows]
+    usd = None if any(price is None for price in prices) else sum(prices)
+    return {"usd": usd, **{name: sum(row[name] for row in rows) for name in SUMMED}}
+
+
+def size(count: int) -> str:
+    """``1.2 MB``: bytes for people, in powers of 1,000."""
+    amount = float(count)
+    for unit in ("bytes", "kB", "MB"):
+        if amount < 1_000:
+            return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
+        amount /= 1_000
+    return f"{amount:.1f} GB"
+
+
+def duration(seconds: float) -> str:
+    """``3 min 20 s``, ``1 h 5 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60:,} h {minutes % 60} min"
