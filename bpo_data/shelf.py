@@ -231,7 +231,7 @@ def receipt(work: Work, draft: Draft, seconds: float) -> dict[str, Any]:
         "settings": work.settings,
         "inputs": work.inputs,
         "outside": work.outside,
-        "facts_of": work.facts_of,
+        "shown": work.shown,
         "makes": draft.makes,
         "table": draft.table_files,
         "rows": rows,

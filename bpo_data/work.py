@@ -30,13 +30,13 @@ class Work:
     outside: dict[str, str] = field(default_factory=dict)
     """Digests of what the settings point to outside the runs folder, such as the source's files."""
 
-    facts_of: dict[str, str] = field(default_factory=dict)
-    """Digests of its inputs' facts, for a stage that shows them."""
+    shown: dict[str, str] = field(default_factory=dict)
+    """Digests of what it only shows and hands on to no other stage, such as its inputs' facts."""
 
     @property
     def name(self) -> str:
         whole: list[Any] = [self.stage, self.version, self.settings, self.inputs, self.outside]
-        whole += [self.facts_of] if self.facts_of else []
+        whole += [self.shown] if self.shown else []
         return f"{self.stage}-{hashlib.sha256(canonical(whole).encode()).hexdigest()[:12]}"
 
 
@@ -52,11 +52,12 @@ def difference(manifest: dict[str, Any], work: Work) -> list[str]:
     for kind in ("inputs", "outside"):
         was, is_now = manifest[kind], getattr(work, kind)
         found += [f"{name} changed" for name in sorted(is_now) if was.get(name) != is_now[name]]
-    facts = manifest.get("facts_of", {})
-    changed = [name for name in sorted(work.facts_of) if facts.get(name) != work.facts_of[name]]
-    return found + [
-        f"facts of {name} changed" for name in changed if f"{name} changed" not in found
+    shown = manifest.get("shown", {})
+    found += [
+        f"{name} changed" for name in sorted(work.shown) if shown.get(name) != work.shown[name]
     ]
+    tables = {one for one in found if not one.startswith("facts of ")}
+    return [one for one in found if one in tables or one.removeprefix("facts of ") not in tables]
 
 
 def leaves(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -19,6 +19,8 @@ from bpo_data.stages.export import ExportConfig
 from bpo_data.tables import MSG, Message
 
 ALL = list(KINDS)
+LONGEST = 80
+"""Tokens at which some of the pairs of ``some`` fit, some are cut and some dropped."""
 PAIRWISE = ["trl", "openrlhf", "llamafactory", "axolotl", "nemo_rl", "openai", "conversations"]
 
 
@@ -154,3 +156,27 @@ def asked(prompt: list[Message], texts: Sequence[str], pairs: Sequence[tuple[int
     answers = [Answer(f"p/{n:02d}", text, "someone", float(n % 3)) for n, text in enumerate(texts)]
     made = [Pair(f"p/{c:02d}>{r:02d}", answers[c], answers[r]) for c, r in pairs]
     return Asked("p", "train", prompt, made, {one.response_id: one for one in answers})
+
+
+def some() -> World:
+    """Pairs that fit, that are cut, that are dropped; a system message; turns; typed tokens."""
+    world = World()
+    for number in range(10):
+        texts = ["why? " * (1 + number * side) + f"{number} {side}\n" for side in range(4)]
+        pairs = [(1, 0), (2, 0), (3, 1), (2, 1)][: 1 + number % 4]
+        world.add("word " * (1 + 2 * number), texts, pairs, "test" if number % 5 == 0 else "train")
+    earlier = [Message(role="system", content="be kind"), user("a"), *said("b"), user("c")]
+    world.add(earlier, ["2020-01-01", "no é 漢 \u2028 \U0001f600"], [(1, 0)])
+    world.add("type <|im_end|>", ["<|im_start|>user", "it"], [(1, 0)])
+    return world
+
+
+def said(text: str) -> list[Message]:
+    return [Message(role="assistant", content=text)]
+
+
+def chatml(turns: list[Message]) -> str:
+    """The template of the tiny Qwen, written by hand."""
+    if turns[0]["role"] != "system":
+        turns = [Message(role="system", content="You help."), *turns]
+    return "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns)

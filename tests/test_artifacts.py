@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from bpo_data.artifacts import Artifact, Draft
 from bpo_data.errors import UserError
 from bpo_data.shelf import Shelf
 from bpo_data.tables import ID, columns
-from bpo_data.work import Work
+from bpo_data.work import Work, difference
 
 SCHEMA = columns(name=ID, value=pa.int32())
 WORK = Work("pair", 1, {"k": 100, "options": {"a": 1}}, {"scores": "0" * 64})
@@ -206,3 +207,15 @@ def test_no_file_is_left_half_written_under_its_name(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         made(Shelf(tmp_path))
     assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_facts_that_change_alone_make_again_what_shows_them():
+    """A report is keyed by what it shows; a stage that reads rows alone is not."""
+    work = Work("report", 1, {}, {"pairs": "a"}, shown={"facts of pairs": "1"})
+    manifest = {"version": 1, "settings": {}, "inputs": {"pairs": "a"}, "outside": {}}
+    other = replace(work, shown={"facts of pairs": "2"})
+    assert work.name != other.name
+    assert difference({**manifest, "shown": work.shown}, other) == ["facts of pairs changed"]
+    both = replace(other, inputs={"pairs": "b"})
+    assert difference({**manifest, "shown": work.shown}, both) == ["pairs changed"]
+    assert Work("train", 1, {}, {"pairs": "a"}).name == replace(work, stage="train", shown={}).name

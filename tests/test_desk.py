@@ -250,3 +250,23 @@ def test_one_run_waits_for_what_another_has_set_aside(
         timer.start()
         replies = complete(one, server, 3)
     assert {reply.state for reply in replies} == {"ok"}
+
+
+def test_a_bill_is_what_the_replies_are_worth_and_unknown_without_a_price(tmp_path):
+    """Worked out by hand: 20 replies of writer, each its own count of tokens at 2 and 8 dollars."""
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("date: 2026-11-20\nmodels:\n  writer: {prompt: 2.0, completion: 8.0}\n")
+    found = {}
+    for name, path in (("priced", str(prices)), ("bare", "")):
+        runtime = Runtime(folder=str(tmp_path / name))
+        runtime.budget = Budget(prices=path)
+        desk = Desk("augment", runtime)
+        desk.count(
+            ("writer", Reply("ok", usage_prompt=100, usage_completion=10)) for _ in range(20)
+        )
+        found[name] = desk.facts()
+    assert found["priced"]["usd"] == pytest.approx(20 * (100 * 2 + 10 * 8) / 1e6)
+    assert found["priced"]["prices"] == "2026-11-20"
+    assert found["priced"]["models"]["writer"]["tokens_in"] == 2_000
+    assert found["bare"]["usd"] is None
+    assert Desk("augment", Runtime()).facts()["usd"] is None, "nothing was asked"

@@ -3,45 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import venv
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from exporting import ALL, World, model_folder, plain_pair, read, user
-from helpers import ROOT
+from exporting import ALL, LONGEST, World, chatml, model_folder, plain_pair, read, some
 
 from bpo_data.artifacts import Draft
 from bpo_data.components.exporters import KINDS
 from bpo_data.policy import encode, load_policy
-from bpo_data.tables import Message
-
-LONGEST = 80
 
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model_folder(tmp_path_factory.mktemp("qwen"))
-
-
-def some() -> World:
-    """Pairs that fit, that are cut, that are dropped; a system message; turns; typed tokens."""
-    world = World()
-    for number in range(10):
-        texts = ["why? " * (1 + number * side) + f"{number} {side}\n" for side in range(4)]
-        pairs = [(1, 0), (2, 0), (3, 1), (2, 1)][: 1 + number % 4]
-        world.add("word " * (1 + 2 * number), texts, pairs, "test" if number % 5 == 0 else "train")
-    earlier = [Message(role="system", content="be kind"), user("a"), *said("b"), user("c")]
-    world.add(earlier, ["2020-01-01", "no é 漢 \u2028 \U0001f600"], [(1, 0)])
-    world.add("type <|im_end|>", ["<|im_start|>user", "it"], [(1, 0)])
-    return world
-
-
-def said(text: str) -> list[Message]:
-    return [Message(role="assistant", content=text)]
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +95,13 @@ def test_trls_dpo_trainer_keeps_drops_and_cuts_what_the_facts_say(draft, qwen, t
     ]
     assert sum(size > LONGEST for size in sizes) == facts["cut"] > 0
     end = policy.tokenizer.eos_token_id
+    alike = 0
     for row in made:
-        assert [row[side].count(end) for side in ("chosen_ids", "rejected_ids")] == [1, 1]
+        sides = [row[side] for side in ("chosen_ids", "rejected_ids")]
+        assert [side.count(end) for side in sides] == [1, 1]
+        first, second = (side[: LONGEST - len(row["prompt_ids"])] for side in sides)
+        alike += first == second
+    assert alike == facts["alike"] > 0
     for ours, theirs in zip(read(draft, "trl", "test"), trainer.eval_dataset, strict=False):
         text = ours["chosen"][0]["content"]
         before, after = encode(policy.tokenizer, ours["prompt"], text)
@@ -162,13 +142,6 @@ def test_kto_rows_are_shuffled_by_the_seed_and_lose_nothing(world, qwen, tmp_pat
     assert sorted(first) == sorted(other)
     labels = [json.loads(row)["label"] for row in first]
     assert labels != sorted(labels, reverse=True), "not all chosen, then all rejected"
-
-
-def chatml(turns: list[Message]) -> str:
-    """The template of the tiny Qwen, written by hand."""
-    if turns[0]["role"] != "system":
-        turns = [Message(role="system", content="You help."), *turns]
-    return "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns)
 
 
 def test_nemo_rl_reads_pairs_and_gives_weight_0_to_long_ones(draft, qwen, world):
@@ -228,92 +201,3 @@ def test_side_files_name_files_that_are_there_and_tell_no_place(draft):
         for path in folder.iterdir():
             if path.suffix in (".txt", ".yaml", ".json"):
                 assert str(draft.folder) not in path.read_text(), "the folder is renamed when done"
-
-
-LOADERS = {
-    "openrlhf": ("openrlhf==0.11.2", ["pylatexenc"]),
-    "llamafactory": ("llamafactory==0.9.5", ["peft", "omegaconf", "pillow", "av"]),
-    "axolotl": (
-        "axolotl==0.19.0",
-        ["peft", "addict", "colorama", "numba", "posthog", "python-dotenv", "requests", "pillow"],
-    ),
-}
-"""The package, installed without the GPU packages it asks for, and what its loader imports."""
-
-
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """An interpreter with a trainer's package, in an environment of its own."""
-    folder = tmp_path_factory.mktemp("trainers") / "venv"
-    venv.create(folder, with_pip=True)
-    program = str(folder / "bin" / "python")
-
-    def pip(*words: str) -> None:
-        limits = ["-c", str(ROOT / "constraints.txt")]
-        done = subprocess.run(
-            [program, "-m", "pip", "install", "-q", *words, *limits],
-            capture_output=True, text=True, timeout=1800,
-        )  # fmt: skip
-        if done.returncode:
-            pytest.skip(f"pip cannot install {' '.join(words)} here: {done.stderr[-300:]}")
-
-    def made(name: str) -> str:
-        package, others = LOADERS[name]
-        pip("torch", "transformers", "datasets", "trl", "jinja2", *others)
-        pip("--no-deps", package)
-        return program
-
-    return made
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LOADERS)
-def test_the_trainers_own_loader_reads_what_the_facts_say(
-    name, draft, world, qwen, python, tmp_path
-):
-    result = subprocess.run(
-        [python(name), str(ROOT / "tests" / "trainer_loaders.py"), name,
-         str(draft.folder / "formats" / name), str(qwen)],
-        capture_output=True, text=True, cwd=tmp_path, timeout=600,
-        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1",
-             "DISABLE_VERSION_CHECK": "1", "PYTHONPATH": ""},
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
-    made = json.loads(result.stdout.splitlines()[-1])
-    rows = [*made["train"], *made["test"]]
-    facts = draft.facts["formats"][name]
-    assert len(rows) == facts["pairs"]
-    assert facts["pairs"] + facts["dropped"] + facts["refused"] == len(world.pairs)
-    assert made.get("train_cut", 0) + made.get("test_cut", 0) == facts["cut"]
-    for row in rows:
-        assert row["chosen"] != row["rejected"]
-        assert row["chosen"].count("<|im_end|>") >= 1
-    same_texts(name, rows, draft)
-
-
-def same_texts(name: str, rows: list[dict[str, Any]], draft: Draft) -> None:
-    """What the loader made of each row holds our texts."""
-    written = [
-        plain_pair(name, row) for split in ("train", "test") for row in read(draft, name, split)
-    ]
-    if name == "llamafactory":
-        told = [
-            (
-                [*([{"role": "system", "content": row["system"]}] if row["system"] else []),
-                 *row["prompt"]],
-                *(answer["content"] for answer in row["answers"]),
-            )
-            for row in rows
-        ]  # fmt: skip
-        assert told == written
-        return
-    whole = {(chatml(p), c.strip(), r.strip()) for p, c, r in written}
-    for row in rows:
-        head = row["prompt"].removesuffix("<|im_start|>assistant\n")
-        if name == "axolotl":  # nothing is cut
-            sides = [
-                row[side].removesuffix("<|im_end|>").strip() for side in ("chosen", "rejected")
-            ]
-            assert (head, *sides) in whole
-        else:
-            assert any(head == prompt for prompt, _, _ in whole)

@@ -19,9 +19,9 @@ from hub_stub import TOKEN, Hub, Repository, serving
 
 from bpo_data import disk
 from bpo_data.artifacts import Artifact, Draft
-from bpo_data.shelf import Shelf
 from bpo_data.errors import UserError
 from bpo_data.hub import packed, problems
+from bpo_data.shelf import Shelf
 from bpo_data.work import Work
 
 REPO = "my-lab/balanced"

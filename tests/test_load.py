@@ -11,11 +11,11 @@ import pytest
 from helpers import SHARED, needs_data
 
 from bpo_data.artifacts import Artifact
-from bpo_data.shelf import Shelf
 from bpo_data.components.rows import Given, Rejected, Row
 from bpo_data.components.sources import Hub
 from bpo_data.errors import UserError
 from bpo_data.runtime import Runtime
+from bpo_data.shelf import Shelf
 from bpo_data.stages import load
 from bpo_data.tables import prompt_id
 from bpo_data.work import Work

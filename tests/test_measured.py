@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpo_data.artifacts import Artifact
-from bpo_data.shelf import Shelf
 from bpo_data.components.embedders import unit
 from bpo_data.gradients.engine import ResponseGradients
 from bpo_data.likelihood import log_probs
 from bpo_data.policy import encode
 from bpo_data.runtime import Runtime
 from bpo_data.scratch import Scratch, make_policy
+from bpo_data.shelf import Shelf
 from bpo_data.stages import cluster
 from bpo_data.statistics import gini, mean_by_prompt, mean_of, share_by_prompt
 from bpo_data.tables import vectors

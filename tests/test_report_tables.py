@@ -191,11 +191,11 @@ def test_the_ablation_says_what_the_ablations_own_page_says(tmp_path):
         for arm, shift in (("uniform", 4.0), ("margin", 9.0), ("far", 4.1))
         for seed in range(5)
     ]
-    pq.write_table(ablation_page.table_of(rows), tmp_path / ablation.NAME)
-    (world,) = ablation.worlds(ablation.outcomes(str(tmp_path)))
-    arms = {name: {} for name in ("uniform", "margin", "far")}
-    wanted = ablation_page.compared(Ablation(arms=arms, against="uniform"), rows)
-    assert (world.against, world.seeds) == ("uniform", 5)
+    asked = Ablation(arms={"uniform": {}, "margin": {}, "far": {}}, against="far")
+    pq.write_table(ablation_page.table_of(asked, rows), tmp_path / ablation.NAME)
+    (world,) = ablation.worlds(*ablation.outcomes(str(tmp_path)))
+    wanted = ablation_page.compared(asked, rows)
+    assert (world.against, world.seeds) == ("far", 5)
     assert [(row.arm, row.points, row.minus, row.p) for row in world.arms] == [
         (row.arm, row.points, row.minus, row.p) for row in wanted
     ]
@@ -203,7 +203,8 @@ def test_the_ablation_says_what_the_ablations_own_page_says(tmp_path):
 
 def test_the_ablation_stands_on_the_page(tmp_path):
     rows = [outcome(arm, seed, 4.0 + seed) for arm in ("uniform", "<b>far</b>") for seed in (0, 1)]
-    pq.write_table(ablation_page.table_of(rows), tmp_path / ablation.NAME)
+    table = ablation_page.table_of(Ablation(against="uniform"), rows)
+    pq.write_table(table, tmp_path / ablation.NAME)
     config = ReportConfig(ablation=str(tmp_path))
     html = (reporting.write(tmp_path, config) / "report.html").read_text()
     assert "minus uniform" in html
@@ -219,6 +220,10 @@ def test_a_folder_without_an_ablation_is_refused_while_settings_are_read(tmp_pat
         asking.read([f"report.ablation={tmp_path}"])
     pq.write_table(pa.table({"arm": ["a"]}), tmp_path / ablation.NAME)
     with pytest.raises(UserError, match=r"has no world, seed"):
+        asking.read([f"report.ablation={tmp_path}"])
+    table = ablation_page.table_of(Ablation(), [outcome("uniform", 0, 1.0)])
+    pq.write_table(table.replace_schema_metadata({}), tmp_path / ablation.NAME)
+    with pytest.raises(UserError, match=r"has no arm to compare with"):
         asking.read([f"report.ablation={tmp_path}"])
 
 

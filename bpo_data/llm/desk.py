@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -39,6 +39,15 @@ def nobody(count: int) -> None:
 
 
 @dataclass
+class Usage:
+    """Tokens of a model's replies, as its server counted them."""
+
+    replies: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+@dataclass
 class Desk:
     """What a stage gives to whoever asks language models in its name."""
 
@@ -64,6 +73,9 @@ class Desk:
 
     replaced: list[Reply] = field(default_factory=list)
     """First replies whose place another try took; they were paid for too."""
+
+    paid: dict[str, Usage] = field(default_factory=dict)
+    """What the server counted, by model, of all replies."""
 
     asked: int = 0
     """Requests whose first reply the store did not hold."""
@@ -109,6 +121,9 @@ class Desk:
                 requests, replies, rows, endpoint, change if state in ANSWERED else unchanged
             )
         self.replies += replies
+        self.count(
+            (request.model, reply) for (request, _), reply in zip(requests, replies, strict=True)
+        )
         try:
             self.check_budget(replies)
             check_failures(replies, max_failed, section)
@@ -135,6 +150,7 @@ class Desk:
         for row, reply in zip(rows, again, strict=True):
             if reply.state in ANSWERED or reply.state == "budget_stop":
                 self.replaced.append(replies[row])
+                self.count([(requests[row][0].model, replies[row])])
                 replies[row] = replace(reply, attempts=replies[row].attempts + reply.attempts)
 
     def ask(
@@ -194,8 +210,32 @@ class Desk:
             f"missing. Raise the cap and run the same command; it goes on from here."
         )
 
+    def count(self, replies: Iterable[tuple[str, Reply]]) -> None:
+        """Put replies on their models' count."""
+        for model, reply in replies:
+            usage = self.paid.setdefault(model, Usage())
+            usage.replies += 1
+            usage.tokens_in += reply.usage_prompt or 0
+            usage.tokens_out += reply.usage_completion or 0
+
+    def bill(self) -> dict[str, dict[str, Any]]:
+        """By model: replies, tokens, and US dollars at today's prices, None where there is none.
+
+        It is what the replies are worth, whichever run asked for them; what a run paid is on the
+        account.
+        """
+        prices = read_prices(self.runtime.budget.prices)
+        found = {}
+        for model, usage in sorted(self.paid.items()):
+            price = prices.of(model)
+            usd = price.usd(usage.tokens_in, usage.tokens_out, self.mode) if price else None
+            found[model] = {**vars(usage), "usd": usd}
+        return found
+
     def facts(self) -> dict[str, Any]:
         """What came of the requests, for the manifest."""
+        bill = self.bill()
+        known = [one["usd"] for one in bill.values() if one["usd"] is not None]
         states = Counter(reply.state for reply in self.replies)
         paid = [*self.replies, *self.replaced]
         return {
@@ -206,6 +246,9 @@ class Desk:
             "attempts": sum(reply.attempts for reply in self.replies),
             "tokens_in": sum(reply.usage_prompt or 0 for reply in paid),
             "tokens_out": sum(reply.usage_completion or 0 for reply in paid),
+            "models": bill,
+            "usd": sum(known) if bill and len(known) == len(bill) else None,
+            "prices": read_prices(self.runtime.budget.prices).date,
         }
 
     def tell(self) -> None:

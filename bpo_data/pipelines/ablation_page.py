@@ -235,10 +235,11 @@ def versions() -> str:
     return ", ".join(found)
 
 
-def table_of(outcomes: Sequence[Outcome]) -> pa.Table:
-    """One row a world, arm and seed."""
+def table_of(ablation: Ablation, outcomes: Sequence[Outcome]) -> pa.Table:
+    """One row a world, arm and seed; its metadata name the arm that others are compared with."""
     ordered = sorted(outcomes, key=lambda one: (one.world, one.arm, one.seed))
-    return pa.Table.from_pylist([dataclasses.asdict(one) for one in ordered])
+    rows = pa.Table.from_pylist([dataclasses.asdict(one) for one in ordered])
+    return rows.replace_schema_metadata({"against": ablation.against})
 
 
 def write(
@@ -250,7 +251,7 @@ def write(
 ) -> Path:
     """The page with its figures and rows; the page's path, the card's where one is asked for."""
     text = page(ablation, shared, outcomes, command)
-    disk.write_parquet(table_of(outcomes), folder / "outcomes.parquet")
+    disk.write_parquet(table_of(ablation, outcomes), folder / "outcomes.parquet")
     paths = [folder / "ablation.md"]
     if ablation.card:
         paths.append(Path(ablation.card))

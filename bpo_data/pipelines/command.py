@@ -14,7 +14,7 @@ from bpo_data.pipelines import config as settings
 from bpo_data.pipelines import costs
 from bpo_data.pipelines.outlook import inputs_of, needed
 from bpo_data.shelf import Shelf
-from bpo_data.stages import STAGES
+from bpo_data.stages import STAGES, Stage
 from bpo_data.tables import canonical
 from bpo_data.work import Work, settings_of
 
@@ -42,9 +42,7 @@ class Command:
             settings=settings_of(section),
             inputs={table: used.digest for table, used in inputs.items()},
             outside=outside(section) if outside else {},
-            facts_of={table: digest_of(used.facts) for table, used in inputs.items()}
-            if stage.facts
-            else {},
+            shown=shown_by(stage, section, inputs),
         )
 
     def tables_for(self, name: str) -> dict[str, Any]:
@@ -64,6 +62,14 @@ class Command:
             with RequestStore(path) as store:
                 spent = ledger.spent(store.connection, name)
                 yield name, spent, ledger.left_over(store.connection, name, RUN)
+
+
+def shown_by(stage: Stage, section: Any, inputs: dict[str, Artifact]) -> dict[str, str]:
+    """Digests of what a stage's views show beside its inputs' rows."""
+    views = getattr(stage.module, "views", None)
+    found = views(section) if views else {}
+    facts = {f"facts of {table}": digest_of(used.facts) for table, used in inputs.items()}
+    return found | (facts if stage.facts else {})
 
 
 def digest_of(facts: dict[str, Any]) -> str:

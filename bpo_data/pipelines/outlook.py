@@ -121,7 +121,7 @@ def most_like(shelf: Shelf, name: str, settings: Mapping[str, Any]) -> Artifact 
     found: list[tuple[int, str, Artifact]] = []
     for path, manifest in shelf.manifests(name):
         alike = Work(name, manifest["version"], dict(settings), manifest["inputs"])
-        count = len(difference({**manifest, "outside": {}, "facts_of": {}}, alike))
+        count = len(difference({**manifest, "outside": {}, "shown": {}}, alike))
         found.append((-count, manifest["made"], Artifact(path.parent, manifest)))
     return max(found, key=lambda one: one[:2])[2] if found else None
 

@@ -13,8 +13,6 @@ from bpo_data.statistics import Estimate, holm, mean_of, student_p
 
 NAME = "outcomes.parquet"
 NEEDED = ("world", "arm", "seed", "points", "win_rate", "pairs", "prompts", "chosen_is_longer")
-AGAINST = "uniform"
-"""The arm that others are compared with; without it, the first by name."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,11 @@ class World:
     arms: list[Arm]
 
 
-def outcomes(folder: str) -> list[dict[str, Any]]:
-    """The rows of an ablation. Raises UserError where the folder holds none of its making."""
+def outcomes(folder: str) -> tuple[list[dict[str, Any]], str]:
+    """The rows of an ablation, and the arm that its others are compared with.
+
+    Raises UserError where the folder holds none of its making.
+    """
     import pyarrow.parquet as pq
     from pyarrow import ArrowInvalid
 
@@ -54,16 +55,19 @@ def outcomes(folder: str) -> list[dict[str, Any]]:
             f"runs/ablation/ablation."
         )
     try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        table = pq.read_table(path)
     except ArrowInvalid as error:
         raise UserError(f"{told}: {NAME} is no Parquet file ({error}).") from error
-    missing = [name for name in NEEDED if not rows or name not in rows[0]]
+    missing = [name for name in NEEDED if name not in table.column_names]
+    against = (table.schema.metadata or {}).get(b"against", b"").decode()
+    if not missing and against not in table["arm"].to_pylist():
+        missing.append("arm to compare with")
     if missing:
         raise UserError(f"{told}: {NAME} has no {', '.join(missing)}; run recipe=ablation again.")
-    return rows
+    return table.to_pylist(), against
 
 
-def worlds(rows: Sequence[dict[str, Any]]) -> Iterator[World]:
+def worlds(rows: Sequence[dict[str, Any]], against: str) -> Iterator[World]:
     """Each world's arms, the best mean points first."""
     for name, group in groupby(
         sorted(rows, key=lambda row: row["world"]), lambda row: row["world"]
@@ -72,7 +76,6 @@ def worlds(rows: Sequence[dict[str, Any]]) -> Iterator[World]:
         arms: dict[str, list[dict[str, Any]]] = {}
         for row in found:
             arms.setdefault(row["arm"], []).append(row)
-        against = AGAINST if AGAINST in arms else min(arms)
         base = {row["seed"]: row["points"] for row in arms[against]}
         minus = {
             arm: [row["points"] - base[row["seed"]] for row in of_arm if row["seed"] in base]

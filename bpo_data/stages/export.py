@@ -83,6 +83,12 @@ class ExportConfig:
             )
 
 
+def views(config: ExportConfig) -> dict[str, str]:
+    """Digests of a local tokenizer's files: formats and card change with them, no row does."""
+    found = disk.folder_digests(config.tokenizer)
+    return {f"export.tokenizer/{name}": digest for name, digest in found.items()}
+
+
 def schema(config: ExportConfig) -> pa.Schema:
     return columns(
         prompt=MSG,

@@ -143,7 +143,7 @@ def gathered(
         "stand_ins": list(origins.stand_ins(inputs)),
         "depths": depths.to_pylist(),
         "topics": {"wins": wins, "breadth": breadths, "most": TOPICS},
-        "worlds": list(ablation.worlds(ablation.outcomes(config.ablation)))
+        "worlds": list(ablation.worlds(*ablation.outcomes(config.ablation)))
         if config.ablation
         else [],
         "ablation": config.ablation,

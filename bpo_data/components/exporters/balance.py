@@ -19,6 +19,8 @@ class Tally:
         self.longest = longest
         self.refused: Counter[str] = Counter()
         self.fates: Counter[str] = Counter()
+        self.alike = 0
+        """Pairs of which the cut leaves two equal responses, which teach nothing."""
         self.tags: Counter[str] = Counter()
         self.depth: Counter[str] = Counter()
         self.before: Counter[str] = Counter()
@@ -34,6 +36,7 @@ class Tally:
         if self.longest and all(answer.tokens for answer in row.answers):
             fate = self.exporter.fate(row, self.longest)
         self.fates[fate] += 1
+        self.alike += fate == CUT and self.exporter.alike(row, self.longest)
         if fate != DROPPED:
             self.depth[asked.prompt_id] += 1
 
@@ -50,6 +53,7 @@ class Tally:
             "max_length": self.longest,
             "pairs": sum(depths),
             "cut": self.fates[CUT],
+            "alike": self.alike,
             "dropped": self.fates[DROPPED],
             "prompts": len(depths),
             "depths": {str(k): v for k, v in sorted(Counter(depths).items())},
@@ -64,13 +68,15 @@ class Tally:
         if self.refused:
             reason, _ = self.refused.most_common(1)[0]
             lacks = f"formats/{name} lacks" if written else f"{name} would lack"
+            more = ", and other reasons" if len(self.refused) > 1 else ""
             where = "; left_out.parquet there names them" if written else ""
-            yield f"{lacks} {refused:,} of {refused + rows:,} {unit}: {plain(reason)}{where}"
+            yield f"{lacks} {refused:,} of {refused + rows:,} {unit}: {plain(reason)}{more}{where}"
         if self.fates[CUT] or self.fates[DROPPED]:
             before, after = (mean(list(one.values())) for one in (self.before, self.depth))
+            alike = f" ({self.alike:,} of them to equal responses)" if self.alike else ""
             yield (
                 f"{name} trained at {self.longest:,} tokens would drop {self.fates[DROPPED]:,} and "
-                f"cut {self.fates[CUT]:,} of {rows:,} {unit}; mean depth {before:g} -> "
+                f"cut {self.fates[CUT]:,} of {rows:,} {unit}{alike}; mean depth {before:g} -> "
                 f"{after:g}. Set export.max_length to what you will train with"
             )
 

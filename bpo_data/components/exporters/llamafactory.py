@@ -56,6 +56,12 @@ class LlamaFactory(Pairwise):
     def fate(self, row: Row, longest: int) -> str:
         return CUT if max(one.whole for one in tokens(row)) > longest else KEPT
 
+    def alike(self, row: Row, longest: int) -> bool:
+        chosen, rejected = tokens(row)
+        start = chosen.prompt
+        end = start + room(start, max(chosen.whole, rejected.whole) - start, longest)
+        return chosen.ids[start:end] == rejected.ids[start:end]
+
     def files(self, made: Made) -> dict[str, str]:
         splits = ("train", "test") if made.has_test else ("train",)
         info = {
@@ -80,3 +86,16 @@ class LlamaFactory(Pairwise):
                 f"{test} cutoff_len={made.longest or self.max_length}\n"
             ),
         }
+
+
+def room(prompt: int, response: int, longest: int) -> int:
+    """Tokens that it leaves of a response, the longer of two (data/processor/processor_utils.py).
+
+    The shorter of prompt and response stays whole where it fills less than half, else both shrink
+    in proportion.
+    """
+    if 2 * response < longest:
+        return response
+    if 2 * prompt < longest:
+        return min(response, longest - prompt)
+    return min(response, int(longest * response / (prompt + response)))

@@ -38,6 +38,8 @@ class Tokens(NamedTuple):
     """Whether the response stands in the conversation letter for letter."""
     readable: bool
     """Whether the tokens read back as the text, white space aside."""
+    ids: Sequence[int]
+    """All ``whole`` of them."""
 
 
 @dataclass
@@ -133,6 +135,9 @@ class Exporter(Protocol):
     def fate(self, row: Row, longest: int) -> str:
         """``kept``, ``cut`` or ``dropped``: what the trainer does; every answer has tokens."""
 
+    def alike(self, row: Row, longest: int) -> bool:
+        """Whether what the trainer keeps of a cut row's two responses is the same."""
+
     def files(self, made: Made) -> dict[str, str]:
         """File name -> text of the side files, README.txt among them."""
 
@@ -161,6 +166,12 @@ class Format:
         if min(one.shared for one in found) >= longest:
             return DROPPED
         return CUT if max(one.whole for one in found) > longest else KEPT
+
+    def alike(self, row: Row, longest: int) -> bool:
+        if self.unit != "pairs":
+            return False
+        chosen, rejected = tokens(row)
+        return chosen.ids[:longest] == rejected.ids[:longest]
 
 
 class Pairwise(Format):

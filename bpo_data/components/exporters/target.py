@@ -113,6 +113,7 @@ class Target:
             prefix=whole.startswith(head),
             intact=answer.text in whole.removeprefix(head),
             readable="".join(back.split()) == "".join(whole.split()),
+            ids=ids,
         )
 
     @property
