@@ -80,6 +80,15 @@ def _write_part(folder: Path, schema: pa.Schema, makes: str, name: str, table: p
     disk.write_parquet(table, folder / name)
 
 
+def rows_named(part: pa.Table) -> str:
+    """Which rows a part holds: the ids that it begins and ends with."""
+    ids = next((name for name in part.column_names if name.endswith("_id")), None)
+    if ids is None or not part.num_rows:
+        return f"{part.num_rows} rows"
+    first, last = part[ids][0].as_py(), part[ids][-1].as_py()
+    return f"{part.num_rows} rows, {ids} {first} to {last}"
+
+
 class Draft:
     """An artifact in the making: what a stage's ``run`` writes to."""
 
@@ -146,7 +155,11 @@ class Draft:
             end = self.progress.n
             for name, part in missing:
                 stopping.check()
-                write(name, make(part))
+                try:
+                    write(name, make(part))
+                except Exception as error:
+                    error.add_note(f"It was making {name}: {rows_named(part)}.")
+                    raise
                 end += part.num_rows
                 self.progress.update(end - self.progress.n)
         self.table_files += [name for name, _ in parts]

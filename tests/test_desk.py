@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -250,6 +251,21 @@ def test_one_run_waits_for_what_another_has_set_aside(
         timer.start()
         replies = complete(one, server, 3)
     assert {reply.state for reply in replies} == {"ok"}
+
+
+def test_what_failed_stands_in_a_file_that_the_error_names(desk, tmp_path):
+    """The failed request with its place, its words and the reason; the others are not in it."""
+    with StubServer(faults=[None, refused(400, "No such thing."), None]) as server:
+        with pytest.raises(UserError) as caught:
+            complete(desk(concurrency=1), server, 3, max_failed=0.0)
+        assert len(server.payloads) == 3
+    path = tmp_path / "runs" / "failed" / "augment.jsonl"
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    (row,) = [json.loads(line) for line in path.read_text().splitlines()]
+    assert (row["row"], row["asked"]) == (1, "What is 1 + 1?")
+    assert (row["state"], row["model"]) == ("http_error", "tiny")
+    assert "No such thing." in row["detail"]
 
 
 def test_a_bill_is_what_the_replies_are_worth_and_unknown_without_a_price(tmp_path):

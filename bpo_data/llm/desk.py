@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from bpo_data import disk
 from bpo_data.errors import UserError, nearest, some
 from bpo_data.llm import ledger
 from bpo_data.llm.batch import complete_batch
 from bpo_data.llm.client import Endpoint, Reply, Request, check_failures, complete
 from bpo_data.llm.prices import read_prices
-from bpo_data.llm.replies import ANSWERED, STATES
+from bpo_data.llm.replies import ANSWERED, FAILED, STATES
 from bpo_data.llm.requests import Askable
 from bpo_data.llm.store import RequestStore
 from bpo_data.llm.till import Account
@@ -30,6 +33,8 @@ RETRIED = tuple(state for state in STATES if state not in ("ok", "budget_stop", 
 MINUTE = 60.0  # seconds between two lines in the log
 NEWER_NAME = "max_completion_tokens"
 """What some servers call ``max_tokens``; it comes in a request's extra fields."""
+SHOWN = 500
+"""Characters of a failed request that are written down."""
 AGAIN = 1_000_000
 """Added to the draw of a request that is asked once more: a place of its own in the store."""
 
@@ -81,6 +86,8 @@ class Desk:
     """Requests whose first reply the store did not hold."""
 
     def __post_init__(self) -> None:
+        self.failed: list[dict[str, Any]] = []
+        """Requests that ended without an answer, for whoever wants to know why."""
         self.total = self.finished = 0
         self.told = time.monotonic()
 
@@ -107,9 +114,14 @@ class Desk:
         def seen(number: int, reply: Reply, fresh: bool) -> None:
             self.asked += fresh and reply.state != "budget_stop"
             self.finished += 1
+            if reply.state in FAILED:
+                self.failed.append(failure(number, requests[number][0], reply))
             on_done(1)
 
-        replies = self.ask(requests, endpoint, max_failed, section, seen)
+        try:
+            replies = self.ask(requests, endpoint, max_failed, section, seen)
+        except UserError as error:
+            raise UserError(f"{error}{self.told_of_failures()}") from error
         if longer:
             cut = [row for row, reply in enumerate(replies) if reply.state == "truncated"]
             self.once_more(requests, replies, cut, endpoint, partial(stretched, factor=longer))
@@ -127,10 +139,19 @@ class Desk:
         try:
             self.check_budget(replies)
             check_failures(replies, max_failed, section)
-        except UserError:
+        except UserError as error:
             self.tell()
-            raise
+            raise UserError(f"{error}{self.told_of_failures()}") from error
         return replies
+
+    def told_of_failures(self) -> str:
+        """A sentence that names the file in which each failed request stands with its reason."""
+        if not self.failed:
+            return ""
+        path = Path(self.runtime.folder) / "failed" / f"{self.stage}.jsonl"
+        lines = "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in self.failed)
+        disk.write_bytes(lines.encode(errors="replace"), path)
+        return f" Each failure and its reason: {path}"
 
     def once_more(
         self,
@@ -271,6 +292,20 @@ class Desk:
         log.info(
             "%-10s %s from the store, %s asked now", self.stage, f"{held:,}", f"{self.asked:,}"
         )
+
+
+def failure(number: int, request: Askable, reply: Reply) -> dict[str, Any]:
+    """A failed request: its place among those of the stage, what was asked, what came."""
+    body = request.payload()
+    messages = body.get("messages") or [{"content": body.get("input", "")}]
+    return {
+        "row": number,
+        "model": request.model,
+        "state": reply.state,
+        "detail": reply.detail,
+        "attempts": reply.attempts,
+        "asked": str(messages[-1]["content"])[:SHOWN],
+    }
 
 
 def asking_problems(mode: str, retry: Sequence[str], section: str) -> Iterator[str]:
