@@ -13,8 +13,8 @@ from bpo_data.artifacts import Draft
 from bpo_data.components import clusterers, kinds
 from bpo_data.components.cluster_checks import UNSTABLE, choose_k_problems, stability
 from bpo_data.components.embedders import unit
-from bpo_data.errors import UserError
-from bpo_data.losses import LOSSES, coefficients
+from bpo_data.errors import UserError, nearest
+from bpo_data.losses import LOG_PROB, LOSSES, TOKENS, coefficients
 from bpo_data.runtime import Runtime
 from bpo_data.stages.select import settle_k
 from bpo_data.tables import ID, columns, lookup, matrix
@@ -42,7 +42,11 @@ class ClusterConfig:
     as the clustering itself; 0 compares none."""
 
     loss: str = "sigmoid"
-    """The pair loss whose gradient is taken, a name in ``losses.LOSSES``; sigmoid is DPO."""
+    """The pair loss whose gradient is taken, a name in ``losses.LOSSES`` that needs no more than
+    log-probabilities and lengths; sigmoid is DPO."""
+
+    loss_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the loss, such as ``lam`` of sba."""
 
     beta: float = 0.1
     """The loss's beta."""
@@ -60,8 +64,14 @@ class ClusterConfig:
         yield from choose_k_problems("cluster", self, ("root", "silhouette"))
         if self.stability < 0:
             yield f"cluster.stability={self.stability}: give a number of starts, or 0 for none."
-        if self.loss not in LOSSES:
-            yield f"cluster.loss={self.loss}: choose {', '.join(LOSSES)}."
+        usable = [name for name, loss in LOSSES.items() if loss.of_pairs]
+        if self.loss not in usable:
+            close = nearest(self.loss, usable)
+            yield f"cluster.loss={self.loss}: choose {', '.join(usable)}.{close}"
+        else:
+            loss = LOSSES[self.loss]
+            yield from loss.unknown_options(self.loss_options, "cluster")
+            yield from loss.problems(self.loss_options, "cluster.loss_options")
         if self.beta <= 0:
             yield f"cluster.beta={self.beta}: beta is above 0."
 
@@ -147,7 +157,15 @@ def gradients_of(
     chosen = lookup(gradients, "response_id", pairs["chosen_id"])
     rejected = lookup(gradients, "response_id", pairs["rejected_id"])
     of_chosen, of_rejected = coefficients(
-        config.loss, log_ratios(chosen), log_ratios(rejected), config.beta
+        config.loss,
+        measured(chosen, config.loss),
+        measured(rejected, config.loss),
+        config.beta,
+        columns={
+            name: side["tokens"].to_numpy()
+            for name, side in zip(TOKENS, (chosen, rejected), strict=True)
+        },
+        options=config.loss_options,
     )
     rows = pair_gradients(
         matrix(chosen["gradient"]),
@@ -159,10 +177,12 @@ def gradients_of(
     return rows, tokens
 
 
-def log_ratios(rows: pa.Table) -> np.ndarray:
-    """log pi(response | prompt) - log ref(response | prompt) in nats, (n,) float64."""
+def measured(rows: pa.Table, loss: str) -> np.ndarray:
+    """log pi(response | prompt) - log ref(response | prompt) in nats, (n,) float64; of a loss
+    without a reference the first term alone."""
     policy, reference = (rows[name].to_numpy() for name in ("log_prob", "reference_log_prob"))
-    return policy.astype(np.float64) - reference
+    whole = policy.astype(np.float64)
+    return whole if LOSSES[loss].measures == LOG_PROB else whole - reference
 
 
 def flat(rows: np.ndarray, seed: int) -> np.ndarray:
