@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from bpo_data import disk, stopping
-from bpo_data.errors import UserError, some
+from bpo_data.errors import UserError, nearest, some
 from bpo_data.policy import Policy, TemplateRefuses, encode
 from bpo_data.tables import Message
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "auto")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "swanlab")
 LOG_ROWS = 64
 """Lines of a training log, about."""
 
@@ -30,7 +34,7 @@ def problems(config: Any, section: str) -> Iterator[str]:
             f"{section}.batch={config.batch} cannot be split over {section}.accumulate="
             f"{config.accumulate} passes. Use a multiple."
         )
-    for name in ("warmup_steps", "max_length", "seed"):
+    for name in ("warmup_steps", "max_length", "seed", "save_steps"):
         if getattr(config, name) < 0:
             yield f"{section}.{name}={getattr(config, name)}: use 0 or more."
     if not 0 < config.learning_rate < 1:
@@ -39,21 +43,30 @@ def problems(config: Any, section: str) -> Iterator[str]:
         if not 0 <= getattr(config, name) < 1:
             yield f"{section}.{name}={getattr(config, name)}: use 0 to below 1."
     if config.dtype not in DTYPES:
-        yield f"{section}.dtype={config.dtype}: choose {' or '.join(DTYPES)}."
+        yield f"{section}.dtype={config.dtype}: choose {', '.join(DTYPES)}."
+    for name in config.trackers:
+        if name not in TRACKERS:
+            known = ", ".join(TRACKERS)
+            yield f"{section}.trackers: {name} is none of {known}.{nearest(name, TRACKERS)}"
+        elif importlib.util.find_spec(name) is None:
+            yield f"{section}.trackers={name} is not installed. Install it, or leave it out."
 
 
 def arguments(config: Any, section: str, device: str, folder: Path) -> dict[str, Any]:
-    """Settings common to TRL's SFTConfig and DPOConfig; nothing is reported or saved on the way.
+    """Settings common to TRL's SFTConfig and DPOConfig; nothing is reported or saved unless asked.
 
     Raises UserError when bfloat16 is asked for on a device that lacks it.
     """
     import torch
 
-    half = config.dtype == "bfloat16"
-    if half and (device == "cpu" or not torch.cuda.is_bf16_supported()):
+    able = device != "cpu" and torch.cuda.is_bf16_supported()
+    half = config.dtype == "bfloat16" or (config.dtype == "auto" and able)
+    if half and not able:
         raise UserError(
             f"{section}.dtype=bfloat16 needs a GPU that has it. Use {section}.dtype=float32."
         )
+    if "wandb" in config.trackers:
+        os.environ.pop("WANDB_DISABLED", None)  # our own default, for when nobody asks for it
     return {
         "output_dir": str(folder),
         "per_device_train_batch_size": config.batch // config.accumulate,
@@ -70,8 +83,9 @@ def arguments(config: Any, section: str, device: str, folder: Path) -> dict[str,
         "use_cpu": device == "cpu",
         "bf16": half,
         "fp16": False,
-        "report_to": "none",
-        "save_strategy": "no",
+        "report_to": list(config.trackers) or "none",
+        "save_strategy": "steps" if config.save_steps else "no",
+        "save_steps": config.save_steps or 500,
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
         "push_to_hub": False,
@@ -197,6 +211,9 @@ def train(trainer: Any, bar: Any) -> list[dict[str, float]]:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             save_file(drawn, folder / DRAWS)
             disk.write_bytes(b"", folder / WHOLE)
+            for older in folder.parent.glob("checkpoint-*"):
+                if older != folder:  # after the new one is whole, so that a kill leaves either
+                    shutil.rmtree(older)
 
     bar.reset(total=trainer.args.max_steps if trainer.args.max_steps > 0 else None)
     trainer.remove_callback(PrinterCallback)

@@ -18,7 +18,8 @@ from bpo_data.runtime import Runtime
 from bpo_data.scratch import Scratch
 from bpo_data.stages import sft, train
 from bpo_data.stages.sft import SftConfig, chosen_lessons
-from bpo_data.stages.train import LOSSES, TrainConfig
+from bpo_data.objectives import OF_TRL
+from bpo_data.stages.train import TrainConfig
 from bpo_data.tables import MSG, Message
 
 GIVEN = pa.list_(
@@ -226,7 +227,7 @@ def test_no_library_speaks_of_names_that_will_change(started: Path, tmp_path: Pa
         do_train(tmp_path / "one", started, dataset_table(6), steps=1, gradient_checkpointing=True)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", OF_TRL)
 def test_every_listed_loss_trains(started: Path, tmp_path: Path, loss: str) -> None:
     draft = do_train(
         tmp_path / "one", started, dataset_table(6), loss=loss, steps=1, label_smoothing=0.1

@@ -31,7 +31,7 @@ class Range:
     open: bool = False
     """Whether the ends themselves are left out."""
 
-    words: tuple[str, ...] = ()
+    words: tuple[Any, ...] = ()
 
     def __contains__(self, value: Any) -> bool:
         if self.words:
@@ -43,7 +43,7 @@ class Range:
 
     def __str__(self) -> str:
         if self.words:
-            return f"one of {', '.join(self.words)}"
+            return f"one of {', '.join(map(str, self.words))}"
         between = "between" if self.open else "from"
         return f"a number {between} {self.low:g} {'and' if self.open else 'to'} {self.high:g}"
 

@@ -63,7 +63,12 @@ STAGES = {
         also=("embeddings", "selection", "scores", "gradients", "policy"),
         facts=True,
     ),
-    "train": Stage(train, makes="trained", needs=("dataset",), also=("policy",)),
+    "train": Stage(
+        train,
+        makes="trained",
+        needs=("dataset",),
+        also=("policy", "pairs", "scores", "gradients"),
+    ),
     "evaluate": Stage(
         evaluate,
         makes="wins",

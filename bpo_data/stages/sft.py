@@ -22,6 +22,7 @@ from bpo_data.policy import (
 from bpo_data.runtime import Runtime, quiet_libraries
 from bpo_data.scratch import Scratch, make_policy
 from bpo_data.tables import Message, columns
+from bpo_data.work import HOW
 
 VERSION = 1
 LOG = {"loss": "loss", "learning_rate": "learning_rate", "accuracy": "mean_token_accuracy"}
@@ -72,7 +73,8 @@ class SftConfig:
     """Tokens of prompt and response, longer ones are cut; 0 means what the model can hold."""
 
     dtype: str = "float32"
-    """Precision of the arithmetic: ``float32``, or ``bfloat16`` on a GPU that has it."""
+    """Precision of the arithmetic: ``float32``, ``bfloat16`` on a GPU that has it, or ``auto``:
+    bfloat16 where there is such a GPU."""
 
     gradient_checkpointing: bool = False
     """Compute activations twice to save memory, for large models."""
@@ -83,6 +85,13 @@ class SftConfig:
 
     seed: int = 0
     """Decides the first weights and the order of the rows."""
+
+    save_steps: int = field(default=0, metadata=HOW)
+    """Updates between checkpoints that the same command goes on from after a crash; only the last
+    is kept. 0 leaves one when asked to stop."""
+
+    trackers: list[str] = field(default_factory=list, metadata=HOW)
+    """Programs that are told of the training, such as ``tensorboard``; empty tells none."""
 
     def problems(self) -> Iterator[str]:
         """One line for each setting that cannot work, before any work."""

@@ -1,4 +1,4 @@
-"""Direct preference optimisation on the dataset, by TRL, starting from the policy that answered."""
+"""Preference optimisation on the dataset, by TRL's trainer, from the policy that answered."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bpo_data import training
-from bpo_data.errors import UserError, nearest
+from bpo_data import adapters, objectives, training, training_rows
+from bpo_data.errors import UserError
 from bpo_data.policy import (
     Policy,
     load_policy,
-    plain_messages,
     policy_location,
     save_policy,
 )
 from bpo_data.runtime import Runtime, quiet_libraries
 from bpo_data.tables import columns
+from bpo_data.work import HOW
 
 if TYPE_CHECKING:
     from bpo_data.artifacts import Draft
 
-VERSION = 1
-LOSSES = (
-    *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"),
-    *("aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
-)
-"""The losses of TRL 1.16. It notices a name it does not know only at the first update."""
+VERSION = 2
+FALL = 1.0
+"""Nats that the chosen responses' log-probability may end below the reference before it is said:
+then they are on average e times less likely than before training."""
+READ = ("prompt", "chosen", "rejected", "prompt_id", "score_chosen", "score_rejected")
 LOG = {
     "loss": "loss",
     "rewards_chosen": "rewards/chosen",
@@ -38,13 +37,18 @@ LOG = {
     "margin": "rewards/margins",
     "accuracy": "rewards/accuracies",
     "logps_chosen": "logps/chosen",
+    "chosen_over_reference": "chosen_over_reference",
 }
 
 
 @dataclass
 class TrainConfig:
     loss: str = "sigmoid"
-    """A loss of TRL, or several joined by ``+`` such as ``sigmoid+sft``."""
+    """A loss of TRL or of ``bpo_data.losses``, or several joined by ``+`` such as ``lr+sft``."""
+
+    loss_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the losses, such as ``lam`` of sba; of TRL's losses those of its DPOConfig, such
+    as ``ld_alpha``."""
 
     loss_weights: list[float] = field(default_factory=list)
     """One weight for each joined loss; empty means 1 each."""
@@ -53,7 +57,14 @@ class TrainConfig:
     """Share of pairs taken to be the wrong way round, for the losses that know it."""
 
     beta: float = 0.1
-    """Strength of the pull towards the starting policy."""
+    """Strength of the pull towards the starting policy; what it means depends on the loss."""
+
+    beta_rejected: float = 0.0
+    """Beta of the rejected responses, for losses that can have two; 0 means ``beta``."""
+
+    weights: str = "none"
+    """What each pair's loss is multiplied with: ``none``, ``margin`` (over the mean margin), or a
+    column of the dataset such as ``usefulness``, as it is."""
 
     steps: int = 0
     """Updates of the weights; 0 means as many as ``epochs`` asks for."""
@@ -85,8 +96,27 @@ class TrainConfig:
     max_length: int = 0
     """Tokens of prompt and response, longer ones are cut; 0 means what the model can hold."""
 
-    dtype: str = "float32"
-    """Precision of the arithmetic: ``float32``, or ``bfloat16`` on a GPU that has it."""
+    dtype: str = "auto"
+    """Precision of the arithmetic: ``float32``, ``bfloat16`` on a GPU that has it, or ``auto``:
+    bfloat16 where there is such a GPU."""
+
+    lora_rank: int = 0
+    """Rank of LoRA adapters that are trained in place of the weights, and then merged into them;
+    0 trains the weights. Needs the package peft."""
+
+    lora_alpha: float = 0.0
+    """Scale of the adapters, over their rank; 0 means twice the rank."""
+
+    lora_dropout: float = 0.0
+    """Share of the adapters' inputs that are dropped while training."""
+
+    lora_targets: list[str] = field(default_factory=list)
+    """Names of the layers with adapters, such as ``q_proj``; empty means all linear layers but the
+    output head."""
+
+    quantize: str = "none"
+    """``none``, or ``4bit``: the weights under LoRA adapters in 4 bits. Needs a GPU and the package
+    bitsandbytes."""
 
     gradient_checkpointing: bool = False
     """Compute activations twice to save memory, for large models."""
@@ -94,26 +124,33 @@ class TrainConfig:
     precompute_ref_log_probs: bool = False
     """Measure the starting policy once beforehand, so that it need not stay in memory."""
 
+    reference_from: str = "policy"
+    """Where the reference's log-probabilities come from: ``policy`` (the starting policy runs
+    beside the trained one, or once with ``precompute_ref_log_probs``), or ``gradients`` (as that
+    stage measured them; no response may be cut)."""
+
     seed: int = 0
-    """Decides the order of the pairs."""
+    """Decides the order of the pairs, and the first weights of adapters."""
+
+    save_steps: int = field(default=0, metadata=HOW)
+    """Updates between checkpoints that the same command goes on from after a crash; only the last
+    is kept. 0 leaves one when asked to stop."""
+
+    trackers: list[str] = field(default_factory=list, metadata=HOW)
+    """Programs that are told of the training, such as ``tensorboard``; empty tells none."""
 
     def problems(self) -> Iterator[str]:
         """One line for each setting that cannot work, before any work."""
-        names = self.loss.split("+")
-        for name in names:
-            if name not in LOSSES:
-                yield f"train.loss={self.loss}: {name} is no loss.{nearest(name, LOSSES)}"
-        if self.loss_weights and len(self.loss_weights) != len(names):
-            yield (
-                f"train.loss_weights has {len(self.loss_weights)} numbers for {len(names)} losses "
-                f"in train.loss={self.loss}. Give one for each."
-            )
+        yield from objectives.problems(self)
         if not 0 <= self.label_smoothing < 0.5:
             yield f"train.label_smoothing={self.label_smoothing}: use 0 to below 0.5."
-        if "exo_pair" in names and self.label_smoothing == 0:
-            yield "train.loss=exo_pair takes a logarithm of train.label_smoothing: set it above 0."
         if self.beta <= 0:
             yield f"train.beta={self.beta}: use a number above 0."
+        if self.beta_rejected < 0:
+            yield f"train.beta_rejected={self.beta_rejected}: use a number above 0, or 0 for beta."
+        if self.reference_from not in ("policy", "gradients"):
+            yield f"train.reference_from={self.reference_from}: choose policy or gradients."
+        yield from adapters.problems(self)
         if self.steps < 0:
             yield f"train.steps={self.steps}: use 0 or more."
         if self.epochs <= 0 and self.steps == 0:
@@ -130,16 +167,30 @@ def run(draft: Draft, config: TrainConfig, runtime: Runtime, *, dataset: pa.Tabl
     """Write ``model/`` and the training log; pairs of the test split take no part."""
     quiet_libraries()
     device = runtime.torch_device()
-    model, revision = policy_location(draft.inputs["policy"].folder)
-    policy = load_policy(model, revision, device, "float32")
-    pairs = dataset.filter(pc.equal(dataset["split"], "train"))
-    pairs = pairs.select(["prompt", "chosen", "rejected"]).to_pylist()
+    policy = starting_policy(draft, config, device)
+    table = dataset.filter(pc.equal(dataset["split"], "train"))
+    pairs = table.select([name for name in READ if name in table.column_names]).to_pylist()
     rows = fitting(policy, pairs, training.longest(policy, config.max_length))
     draft.note(rows.refused.total(), len(pairs), f"pairs dropped: {rows.reason}")
+    table = table.take(pa.array(rows.kept, pa.int64()))
+    columns = columns_for(draft, config, table, rows)
+    pairs = [pairs[row] for row in rows.kept]
+    if objectives.has_lists(config):
+        lessons = training_rows.of_lists(policy, pairs)
+    else:
+        lessons = training_rows.of_pairs(policy, pairs, columns)
     with training.quiet(), draft.bar(config.steps, "updates") as bar:
-        trainer = make_trainer(draft, config, device, policy, [pairs[row] for row in rows.kept])
-        lines = training.train(trainer, bar)
-    save_policy(policy, draft.file("model"))
+        trainer = make_trainer(draft, config, device, policy, lessons, list(columns))
+        try:
+            lines = training.train(trainer, bar)
+        except FloatingPointError as error:
+            raise UserError(
+                f"train: {error} at update {trainer.state.global_step + 1}. Lower "
+                f"train.learning_rate or train.beta, or take another train.loss."
+            ) from error
+    save_policy(adapters.merged(trainer, policy, draft, device), draft.file("model"))
+    for line in lines:
+        line["chosen_over_reference"] = line["rewards/chosen"] / config.beta
     draft.facts |= {
         "result": f"{trainer.state.global_step:,} updates",
         "pairs": len(rows.kept),
@@ -149,8 +200,68 @@ def run(draft: Draft, config: TrainConfig, runtime: Runtime, *, dataset: pa.Tabl
         "updates": trainer.state.global_step,
         "margin": lines[-1]["rewards/margins"],
         "accuracy": lines[-1]["rewards/accuracies"],
+        "dtype": "bfloat16" if trainer.args.bf16 else "float32",
+        "chosen_over_reference": end_of(lines, "chosen_over_reference"),
     }
+    tell(draft)
     draft.write_log(pa.table(training.log_columns(lines, LOG)).cast(draft.schema))
+
+
+def end_of(lines: list[dict[str, float]], name: str) -> float:
+    """Mean of a figure over the last eighth of the log."""
+    last = [line[name] for line in lines[-max(1, len(lines) // 8) :]]
+    return sum(last) / len(last)
+
+
+def tell(draft: Draft) -> None:
+    """Say when the chosen responses have become unlikely."""
+    ratio = draft.facts["chosen_over_reference"]
+    if ratio < -FALL:
+        draft.say(
+            f"ALARM: the chosen responses ended {-ratio:.1f} nats below the reference (the bound "
+            f"is {FALL:g}): training made them less likely. Try train.loss=balanced, dpop or "
+            f"sigmoid+sft, or a smaller train.learning_rate"
+        )
+
+
+def starting_policy(draft: Draft, config: TrainConfig, device: str) -> Policy:
+    """The policy before its first update, in 4 bits where that is asked for."""
+    model, revision = policy_location(draft.inputs["policy"].folder)
+    if config.quantize == "4bit":
+        return adapters.load_in_4_bits(model, revision, device)
+    return load_policy(model, revision, device, "float32")
+
+
+def columns_for(
+    draft: Draft, config: TrainConfig, table: pa.Table, rows: training.Fitting
+) -> dict[str, Any]:
+    """What each kept pair has beside its texts: name -> (n,) numbers. Raises UserError."""
+    found: dict[str, Any] = {}
+    names = objectives.columns_of(config)
+    if "smoothed" in objectives.names(config):
+        if training_rows.own_column(training_rows.P_CHOSEN, table, draft.inputs) is not None:
+            names.append(training_rows.P_CHOSEN)
+        elif not config.label_smoothing:
+            raise UserError(
+                f"train.loss=smoothed finds no column {training_rows.P_CHOSEN} of judges in the "
+                f"dataset. Set train.label_smoothing above 0, or use train.loss=sigmoid."
+            )
+    found |= training_rows.extra_columns(names, table, draft.inputs)
+    if config.weights != "none":
+        found["weight"] = training_rows.weights_of(config.weights, table, draft.inputs)
+    if config.reference_from == "gradients":
+        if rows.cut:
+            raise UserError(
+                f"train.reference_from=gradients was measured on whole responses, and "
+                f"train.max_length cuts {rows.cut:,} pairs. Raise it, or use policy."
+            )
+        found |= training_rows.reference_columns(table, draft.inputs)
+    elif not objectives.has_lists(config) and not config.loss_options.get("sync_ref_model"):
+        # A dataset may bring what a reference said of it.
+        known = {"ref_chosen_logps", "ref_rejected_logps"}
+        if known <= set(table.column_names) and not rows.cut:
+            found |= {name: training_rows.numbers(table[name]) for name in sorted(known)}
+    return found
 
 
 def fitting(policy: Policy, pairs: list[dict[str, Any]], longest: int) -> training.Fitting:
@@ -169,35 +280,40 @@ def fitting(policy: Policy, pairs: list[dict[str, Any]], longest: int) -> traini
 
 
 def make_trainer(
-    draft: Draft, config: TrainConfig, device: str, policy: Policy, pairs: list[dict[str, Any]]
+    draft: Draft,
+    config: TrainConfig,
+    device: str,
+    policy: Policy,
+    rows: list[dict[str, Any]],
+    columns: list[str],
 ) -> Any:
-    """TRL's DPOTrainer with a frozen copy of the policy as its reference."""
+    """The trainer, with a frozen copy of the policy as its reference where one has to run."""
     import datasets
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOConfig
+
+    from bpo_data.trainer import REFERENCE, Trainer
 
     datasets.disable_progress_bars()
-    rows = [
-        {side: plain_messages(policy.tokenizer, turns) for side, turns in pair.items()}
-        for pair in pairs
-    ]
-    updates = config.steps or config.epochs * len(pairs) / config.batch
+    updates = config.steps or config.epochs * len(rows) / config.batch
+    known = set(REFERENCE) <= set(columns)
+    beforehand = known or config.precompute_ref_log_probs
     settings = DPOConfig(
         **training.arguments(config, "train", device, draft.resumable("trainer")),
+        **objectives.trl_settings(config),
         num_train_epochs=config.epochs,
         lr_scheduler_type="linear",
         logging_steps=max(1, int(updates) // training.LOG_ROWS),
-        loss_type=config.loss.split("+"),
-        loss_weights=config.loss_weights or None,
-        label_smoothing=config.label_smoothing,
-        beta=config.beta,
         max_length=training.longest(policy, config.max_length),
-        precompute_ref_log_probs=config.precompute_ref_log_probs,
+        precompute_ref_log_probs=beforehand,
     )
-    reference = None if config.precompute_ref_log_probs else copy.deepcopy(policy.model)
-    return DPOTrainer(
+    lora = adapters.settings(config)
+    return Trainer(
+        objective=objectives.objective(config, [one for one in columns if one not in REFERENCE]),
         model=policy.model,
-        ref_model=reference,
+        # With adapters the reference is the policy without them.
+        ref_model=None if beforehand or lora else copy.deepcopy(policy.model),
         args=training.one_gpu(settings),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=policy.tokenizer,
+        peft_config=lora,
     )

@@ -1,0 +1,284 @@
+"""TRL's DPOTrainer with our losses: the forward passes and the log are TRL's, the loss is ours.
+
+Without an ``Objective`` nothing is changed: TRL's own losses and their weighted sums are TRL's.
+With one, the model runs once; TRL is handed what came out for its metrics and for those terms of a
+sum that are its own, and the others are worked out here from the same log-probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from trl import DPOTrainer
+from trl.trainer.utils import selective_log_softmax
+
+from bpo_data.losses import LIST, LOG_PROB, LOSSES, TOKENS, of_pairs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
+"""Columns of a dataset: log ref of each response in nats. Where they are, no reference runs."""
+WEIGHT = "weight"
+"""Column of a dataset: what each pair's loss is multiplied with."""
+LISTED = ("listed", "scores", "present")
+"""Made of a dataset's columns ``list_ids`` and ``list_scores``, for losses of lists."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A weighted sum of losses, some of which TRL works out."""
+
+    ours: Mapping[str, float]
+    """Names in ``losses.LOSSES`` -> weight in the sum."""
+
+    theirs: Mapping[str, float] = field(default_factory=dict)
+    """TRL's ``loss_type`` -> weight in the sum."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    beta: float = 0.1
+    beta_rejected: float = 0.0
+    """Beta of the rejected side; 0 is ``beta``."""
+
+    columns: Sequence[str] = ()
+    """Numbers of each row that the losses need, ``WEIGHT`` among them where pairs have one."""
+
+    @property
+    def lists(self) -> bool:
+        return any(LOSSES[name].measures == LIST for name in self.ours)
+
+    def pairs(self, now: Tensor, before: Tensor, columns: Mapping[str, Tensor]) -> Tensor | float:
+        """Mean loss of our terms on pairs: log pi and log ref, (2, n) each, in nats."""
+        total: Tensor | float = 0.0
+        weight = columns.get(WEIGHT)
+        for name, share in self.ours.items():
+            if LOSSES[name].measures == LIST:
+                continue
+            sides = now if LOSSES[name].measures == LOG_PROB else now - before
+            losses = of_pairs(
+                LOSSES[name],
+                sides[0],
+                sides[1],
+                self.beta,
+                beta_rejected=self.beta_rejected,
+                columns=columns,
+                options=self.options,
+            )
+            total = total + share * (losses if weight is None else weight * losses).mean()
+        return total
+
+    def listed(self, ratios: Tensor, columns: Mapping[str, Tensor]) -> Tensor | float:
+        """Mean loss of our terms on lists: c of each response, (n, k) in nats."""
+        total: Tensor | float = 0.0
+        weight = columns.get(WEIGHT)
+        for name, share in self.ours.items():
+            if LOSSES[name].measures != LIST:
+                continue
+            losses = LOSSES[name](
+                ratios, self.beta, scores=columns["scores"], present=columns["present"]
+            )
+            total = total + share * (losses if weight is None else weight * losses).mean()
+        return total
+
+
+class Collator:
+    """TRL's batches with the rows' further columns, and whole lists of responses."""
+
+    def __init__(self, inner: Any, columns: Sequence[str]) -> None:
+        self.inner = inner
+        self.columns = columns
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any]
+        batch = self.with_lists(rows) if "list_ids" in rows[0] else self.inner(rows)
+        for name in self.columns:
+            batch[name] = torch.tensor([float(row[name]) for row in rows])
+        return batch
+
+    def with_lists(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's batch of the rows' pairs, best and worst of each list, and of what else is in them.
+
+        ``listed`` (n, k) says in which row of the batch each response of a list is. The others
+        make further pairs, each of one prompt; where they are odd the last one is there twice.
+        """
+        pairs = [pair_of(row, row["chosen_ids"], row["rejected_ids"]) for row in rows]
+        seats: list[dict[int, tuple[int, int]]] = []
+        for number, row in enumerate(rows):
+            best, worst = ends(row["list_scores"])
+            seats.append({best: (number, 0), worst: (number, 1)})
+            alone = [place for place in range(len(row["list_ids"])) if place not in (best, worst)]
+            for first in range(0, len(alone), 2):
+                both = alone[first : first + 2]
+                seats[-1] |= {place: (len(pairs), side) for side, place in enumerate(both)}
+                pairs.append(pair_of(row, *(row["list_ids"][place] for place in (both * 2)[:2])))
+        longest = max(map(len, seats))
+        listed = torch.zeros(len(rows), longest, dtype=torch.long)
+        scores = torch.zeros(len(rows), longest)
+        present = torch.zeros(len(rows), longest, dtype=torch.bool)
+        for number, (row, taken) in enumerate(zip(rows, seats, strict=True)):
+            for place, (pair, side) in taken.items():
+                listed[number, place] = pair + side * len(pairs)
+            scores[number, : len(taken)] = torch.tensor(row["list_scores"])
+            present[number, : len(taken)] = True
+        batch: dict[str, Any] = self.inner(pairs)
+        return batch | {"listed": listed, "scores": scores, "present": present}
+
+
+def pair_of(row: Mapping[str, Any], chosen: list[int], rejected: list[int]) -> dict[str, Any]:
+    """Two responses to a row's prompt, as TRL's collator takes them."""
+    return {"prompt_ids": row["prompt_ids"], "chosen_ids": chosen, "rejected_ids": rejected}
+
+
+def ends(scores: Sequence[float]) -> tuple[int, int]:
+    """Places of the best and the worst of a list; of equal ones the first and the last."""
+    places = range(len(scores))
+    return max(places, key=lambda n: (scores[n], -n)), min(places, key=lambda n: (scores[n], -n))
+
+
+class Trainer(DPOTrainer):
+    """DPOTrainer with an objective; without one it is DPOTrainer."""
+
+    data_collator: Any
+    precompute_ref_logps: bool
+
+    def __init__(self, *, objective: Objective | None = None, **rest: Any) -> None:
+        """``rest`` is DPOTrainer's. With an objective, ``args.loss_type`` is not looked at.
+
+        A dataset with the columns ``REFERENCE`` wants ``args.precompute_ref_log_probs=True``: then
+        no reference model is loaded and nothing is computed beforehand.
+        """
+        self.objective = objective
+        super().__init__(**rest)
+        if objective is not None:
+            self.loss_types = list(objective.theirs)
+            self.loss_weights = list(objective.theirs.values())
+            self.data_collator = Collator(self.data_collator, objective.columns)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if self.objective is not None:
+            own = [*self.objective.columns, "list_ids", "list_scores"]
+            self._signature_columns += [name for name in own if name not in self._signature_columns]
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """TRL's pass of the reference, unless the dataset brings what it would find."""
+        if set(REFERENCE) <= set(dataset.column_names):
+            return dataset
+        return super()._precompute_ref_logps(dataset, name, batch_size)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """TRL's loss, or the objective's with TRL's metrics. Raises FloatingPointError when the
+        objective's is not finite."""
+        if self.objective is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        own = {*self.objective.columns, *LISTED}
+        columns = {name: value for name, value in inputs.items() if name in own}
+        batch = {name: value for name, value in inputs.items() if name not in own}
+        heard = Heard(model)
+        if not set(REFERENCE) <= set(batch):
+            frozen = self.compute_ref_log_probs(self.ref_model or self.model, batch)
+            batch |= dict(zip(REFERENCE, frozen, strict=True))
+        for_trl = batch
+        if "listed" in columns:
+            rows = pair_rows(len(batch["input_ids"]), len(columns["listed"]))
+            heard.rows = rows
+            for_trl = {
+                name: value[: len(columns["listed"])] if name in REFERENCE else value[rows]
+                for name, value in batch.items()
+            }
+            heard.inputs = batch
+        theirs = self.trl_part(heard, for_trl, return_outputs, num_items_in_batch)
+        outputs = None
+        if return_outputs:
+            theirs, outputs = theirs
+        loss = theirs + self.own_part(heard.outputs, batch, columns)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss.item()}")
+        return (loss, outputs) if return_outputs else loss
+
+    def trl_part(self, model: Any, inputs: Any, return_outputs: bool, items: Any) -> Any:
+        """TRL's terms of the sum, and its metrics; ``inputs`` hold what the reference said."""
+        before = self.precompute_ref_logps
+        self.precompute_ref_logps = True
+        try:
+            return super().compute_loss(model, inputs, return_outputs, items)
+        finally:
+            self.precompute_ref_logps = before
+
+    def own_part(
+        self, outputs: Any, batch: Mapping[str, Tensor], columns: dict[str, Tensor]
+    ) -> Tensor | float:
+        """Our terms of the sum, from what the model said of the whole batch."""
+        assert self.objective is not None
+        log_probs, tokens = summed(outputs, batch["input_ids"], batch["completion_mask"])
+        before = torch.cat([batch[name] for name in REFERENCE])
+        loss: Tensor | float = 0.0
+        pairs = slice(None)
+        if "listed" in columns:
+            loss = self.objective.listed((log_probs - before)[columns["listed"]], columns)
+            pairs = slice(0, len(columns["listed"]))
+        now, then, lengths = (one.view(2, -1)[:, pairs] for one in (log_probs, before, tokens))
+        columns |= dict(zip(TOKENS, lengths, strict=True))
+        return loss + self.objective.pairs(now, then, columns)
+
+
+class Heard:
+    """A model whose outputs are kept; with ``rows``, the caller is told of those rows alone."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.inputs: Mapping[str, Tensor] | None = None
+        self.rows: Tensor | None = None
+        self.outputs: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def __call__(self, **inputs: Any) -> Any:
+        if self.rows is None:
+            self.outputs = self.model(**inputs)
+            return self.outputs
+        assert self.inputs is not None
+        whole = {name: self.inputs.get(name, value) for name, value in inputs.items()}
+        if "labels" in whole:
+            unread = self.inputs["completion_mask"] == 0
+            whole["labels"] = whole["input_ids"].masked_fill(unread, -100)
+        self.outputs = self.model(**whole)
+        every = len(whole["input_ids"])
+        return SimpleNamespace(
+            **{
+                name: value[self.rows]
+                if torch.is_tensor(value) and value.dim() and len(value) == every
+                else value
+                for name, value in self.outputs.items()
+            }
+        )
+
+
+def pair_rows(rows: int, pairs: int) -> Tensor:
+    """Which rows of a batch of chosen before rejected are the first ``pairs`` of them."""
+    first = torch.arange(pairs)
+    return torch.cat([first, first + rows // 2])
+
+
+def summed(outputs: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(n,) log pi of each response in nats and its tokens, from a model's outputs.
+
+    From TRL 1.12 or so on, its models give log-probabilities of tokens; before that, logits.
+    """
+    counted = mask[:, 1:]
+    if getattr(outputs, "log_probs", None) is not None:
+        each = outputs.log_probs[:, -counted.size(1) :]
+    else:
+        each = selective_log_softmax(outputs.logits[:, :-1], ids[:, 1:])
+    return (each * counted).sum(dim=1), counted.sum(dim=1).to(each.dtype)

@@ -1,0 +1,457 @@
+"""The trainer: every loss learns, TRL's stay TRL's, and what goes in comes out."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from preferring import (
+    Table,
+    asked,
+    dataset,
+    do_train,
+    log_prob,
+    losses,
+    make_started,
+    pairs_table,
+    said,
+    text_of,
+    weights,
+)
+
+from bpo_data import stopping, training_rows
+from bpo_data.errors import UserError
+from bpo_data.losses import LIST, LOSSES
+from bpo_data.objectives import NAMES, OF_TRL
+from bpo_data.policy import load_policy
+from bpo_data.stages.sft import SftConfig
+from bpo_data.stages.train import TrainConfig
+
+torch.set_num_threads(1)
+RATES = {"win_rate_chosen": [1.0] * 8, "win_rate_rejected": [0.5, 0.0] * 4}
+SHIFTS = {"shift_chosen": [0.0] * 8, "shift_rejected": [0.5, -0.5] * 4}
+COLUMNS = {**RATES, **SHIFTS, "p_chosen": [0.9, 0.7] * 4}
+BETAS = {"simpo": 2.0, "cal_dpo": 0.5, "sppo": 0.5, "sppo_hard": 0.5, "inpo": 0.5, "ipo": 0.5}
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_started(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.mark.parametrize("loss", NAMES)
+def test_each_loss_falls_in_ten_updates(started: Path, tmp_path: Path, loss: str) -> None:
+    found = losses(
+        do_train(
+            tmp_path,
+            started,
+            dataset(**COLUMNS),
+            loss=loss,
+            learning_rate=3e-3,
+            beta=BETAS.get(loss, 0.1),
+            label_smoothing=0.1 if loss == "exo_pair" else 0.0,
+        )
+    )
+    assert len(found) == 10
+    assert all(map(math.isfinite, found))
+    assert found[-1] < found[0], found
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "sigmoid+sft", "ipo", "aot_unpaired"])
+def test_a_loss_of_trl_is_bit_for_bit_its_own_trainers(
+    started: Path, tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import trl
+
+    import bpo_data.trainer
+
+    ours = do_train(tmp_path / "ours", started, loss=loss, steps=3, batch=3)
+
+    def plain(*, objective: Any, **rest: Any) -> Any:
+        assert objective is None
+        return trl.DPOTrainer(**rest)
+
+    monkeypatch.setattr(bpo_data.trainer, "Trainer", plain)
+    theirs = do_train(tmp_path / "theirs", started, loss=loss, steps=3, batch=3)
+    assert weights(ours.folder) == weights(theirs.folder) != weights(started)
+    assert ours.read().equals(theirs.read())
+
+
+@pytest.mark.parametrize("loss", [name for name in OF_TRL if name in LOSSES])
+def test_a_loss_that_both_have_trains_alike_on_either_path(
+    started: Path, tmp_path: Path, loss: str
+) -> None:
+    settings = {"loss": loss, "steps": 3, "learning_rate": 1e-3, "label_smoothing": 0.1}
+    theirs = do_train(tmp_path / "theirs", started, **settings)
+    table = dataset(ones=[1.0] * 8)
+    ours = do_train(tmp_path / "ours", started, table, weights="ones", **settings)
+    assert losses(ours) == pytest.approx(losses(theirs), rel=1e-5)
+    for name in ("rewards_chosen", "margin", "accuracy", "logps_chosen"):
+        assert ours.read()[name].to_pylist() == pytest.approx(
+            theirs.read()[name].to_pylist(), abs=1e-4
+        )
+
+
+def test_terms_of_ours_and_of_trl_add_up(started: Path, tmp_path: Path) -> None:
+    once = {"steps": 1}
+    sft = losses(do_train(tmp_path / "sft", started, loss="sft", **once))[0]
+    both = do_train(tmp_path / "both", started, loss="lr+sft", loss_weights=[2.0, 0.5], **once)
+    assert losses(both)[0] == pytest.approx(2 * math.log(2) + 0.5 * sft, rel=1e-5)
+
+
+def test_accumulated_passes_learn_what_one_pass_learns(started: Path, tmp_path: Path) -> None:
+    settings = {"loss": "lr+sft", "steps": 3, "learning_rate": 1e-3}
+    one = do_train(tmp_path / "one", started, **settings, loss_weights=[1.0, 0.0])
+    four = do_train(tmp_path / "four", started, **settings, loss_weights=[1.0, 0.0], accumulate=4)
+    assert losses(four) == pytest.approx(losses(one), abs=1e-5)
+
+
+def reference(started: Path) -> dict[str, list[float]]:
+    rows = [(number, place) for number in range(4) for place in (1, 2)]
+    return {
+        "ref_chosen_logps": [log_prob(started, n, text_of(n, 0)) for n, _ in rows],
+        "ref_rejected_logps": [log_prob(started, n, text_of(n, place)) for n, place in rows],
+    }
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "kliep"])
+def test_a_reference_from_columns_is_worth_one_that_runs(
+    started: Path, tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"loss": loss, "steps": 4, "learning_rate": 1e-3}
+    runs = do_train(tmp_path / "runs", started, **settings)
+    once = do_train(tmp_path / "once", started, precompute_ref_log_probs=True, **settings)
+    known = reference(started)
+    refuse_to_copy(monkeypatch)
+    columns = do_train(tmp_path / "columns", started, dataset(**known), **settings)
+    assert losses(columns) == pytest.approx(losses(runs), abs=1e-5)
+    assert losses(once) == pytest.approx(losses(runs), abs=1e-5)
+
+    measured = {
+        f"p{number}/{place:02d}": log_prob(started, number, text_of(number, place))
+        for number in range(4)
+        for place in range(3)
+    }
+    gradients = pa.table(
+        {
+            "response_id": list(measured),
+            "log_prob": list(measured.values()),
+            "reference_log_prob": list(measured.values()),
+        }
+    )
+    inputs = {"pairs": Table(pairs_table()), "gradients": Table(gradients, reference="")}
+    table = do_train(
+        tmp_path / "table", started, inputs=inputs, reference_from="gradients", **settings
+    )
+    assert losses(table) == pytest.approx(losses(runs), abs=1e-5)
+    with pytest.raises(UserError, match=r"train.max_length cuts"):
+        do_train(
+            *(tmp_path / "cut", started),
+            inputs=inputs,
+            reference_from="gradients",
+            max_length=14,
+        )
+
+
+def refuse_to_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on, a second model or a pass of it is a fault."""
+    import bpo_data.stages.train
+    import bpo_data.trainer
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a reference was loaded or run")
+
+    monkeypatch.setattr(bpo_data.stages.train.copy, "deepcopy", refuse)
+    monkeypatch.setattr(bpo_data.trainer.Trainer, "compute_ref_log_probs", refuse)
+
+
+def test_weights_of_zero_leave_the_policy_as_it_was(started: Path, tmp_path: Path) -> None:
+    still = do_train(tmp_path / "still", started, dataset(none=[0.0] * 8), weights="none")
+    zero = do_train(tmp_path / "zero", started, dataset(zero=[0.0] * 8), weights="zero", steps=2)
+    assert weights(zero.folder) == weights(started) != weights(still.folder)
+
+
+def test_weights_multiply_each_pairs_loss(started: Path, tmp_path: Path) -> None:
+    once = {"steps": 1, "loss": "lr"}
+    first = do_train(tmp_path / "a", started, dataset(own=[8.0, *[0.0] * 7]), weights="own", **once)
+    assert losses(first)[0] == pytest.approx(math.log(2), abs=1e-6)
+    margins = do_train(tmp_path / "b", started, weights="margin", **once)
+    assert losses(margins)[0] == pytest.approx(math.log(2), abs=1e-6)
+    with pytest.raises(UserError, match=r"train.weights=margn .* Did you mean margin\?"):
+        do_train(tmp_path / "c", started, weights="margn", **once)
+    with pytest.raises(UserError, match=r"a weight is a finite number of 0 or more"):
+        do_train(tmp_path / "d", started, dataset(own=[-1.0] * 8), weights="own", **once)
+
+
+def test_a_beta_of_its_own_changes_what_the_rejected_side_is_pushed(
+    started: Path, tmp_path: Path
+) -> None:
+    settings = {"loss": "sigmoid", "learning_rate": 1e-3}
+    same = do_train(tmp_path / "same", started, beta_rejected=0.1, **settings)
+    plain = do_train(tmp_path / "plain", started, **settings)
+    more = do_train(tmp_path / "more", started, beta_rejected=1.0, **settings)
+    assert losses(same) == pytest.approx(losses(plain), rel=1e-5)
+    rejected = [draft.read()["rewards_rejected"][-1].as_py() for draft in (more, plain)]
+    assert rejected[0] < rejected[1]
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
+    """As if a signal came during that update."""
+    heard = iter([False] * (updates - 1) + [True] * 100)
+    monkeypatch.setattr(stopping, "asked", lambda: next(heard))
+
+
+@pytest.mark.parametrize("settings", [{"loss": "sba"}, {"loss": "tpo"}, {"lora_rank": 2}])
+def test_a_training_gone_on_with_ends_like_an_unbroken_one(
+    started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    settings = settings | {"steps": 6, "batch": 2}
+    whole = do_train(tmp_path / "whole", started, **settings)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            do_train(tmp_path / "broken", started, **settings)
+    again = do_train(tmp_path / "broken", started, **settings)
+    assert weights(again.folder) == weights(whole.folder)
+    assert again.read()["step"].to_pylist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_kill_loses_the_updates_since_the_last_checkpoint_alone(
+    started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import bpo_data.trainer
+
+    settings = {"loss": "lr", "steps": 6, "batch": 2}
+    whole = do_train(tmp_path / "whole", started, **settings)
+    seen: list[int] = []
+    compute = bpo_data.trainer.Trainer.compute_loss
+
+    def killed(self: Any, *rest: Any, **named: Any) -> Any:
+        seen.append(self.state.global_step)
+        if self.state.global_step == 5 and len(seen) == 6:
+            raise MemoryError("as good as a kill")
+        return compute(self, *rest, **named)
+
+    monkeypatch.setattr(bpo_data.trainer.Trainer, "compute_loss", killed)
+    with pytest.raises(MemoryError):
+        do_train(tmp_path / "killed", started, save_steps=2, **settings)
+    left = list((tmp_path / "killed/.resume/trainer").glob("checkpoint-*"))
+    assert [path.name for path in left] == ["checkpoint-4"]
+    again = do_train(tmp_path / "killed", started, save_steps=2, **settings)
+    assert seen == [0, 1, 2, 3, 4, 5, 4, 5]
+    assert weights(again.folder) == weights(whole.folder)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "balanced"])
+def test_adapters_learn_and_end_in_the_weights(
+    started: Path, tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import bpo_data.stages.train
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("with adapters no second model is needed")
+
+    monkeypatch.setattr(bpo_data.stages.train.copy, "deepcopy", refuse)
+    draft = do_train(tmp_path, started, loss=loss, lora_rank=2, lora_targets=["q_proj", "v_proj"])
+    assert losses(draft)[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert losses(draft)[-1] < losses(draft)[0]
+    before, after = (
+        load_policy(str(folder / "model"), None, "cpu", "float32").model.state_dict()
+        for folder in (started, draft.folder)
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys()
+    assert changed == {name for name in before if "q_proj" in name or "v_proj" in name}
+    rises = [log_prob(draft.folder, 0, text_of(0, n)) - log_prob(started, 0, text_of(0, n))
+             for n in (0, 1)]  # fmt: skip
+    assert rises[0] > rises[1]
+
+
+@pytest.mark.parametrize("loss", [n for n, loss in LOSSES.items() if loss.measures == LIST])
+def test_a_list_holds_every_response_of_its_prompts_pairs(
+    started: Path, tmp_path: Path, loss: str
+) -> None:
+    draft = do_train(tmp_path, started, loss=loss, steps=2, batch=4, learning_rate=1e-12)
+    policy = load_policy(str(started / "model"), None, "cpu", "float32")
+    rows = training_rows.of_lists(policy, dataset().to_pylist())
+    assert [len(row["list_ids"]) for row in rows] == [3] * 4
+    assert rows[0]["list_scores"] == [9.0, 4.0, 3.0]
+    assert rows[0]["chosen"] == said(text_of(0, 0))
+    assert rows[0]["rejected"] == said(text_of(0, 2))
+    zero = torch.zeros(1, 3)
+    expected = LOSSES[loss](
+        zero, 0.1, scores=torch.tensor([[9.0, 4.0, 3.0]]), present=torch.ones(1, 3) > 0
+    )
+    assert losses(draft)[0] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_batch_of_lists_knows_where_each_response_went(started: Path) -> None:
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    from bpo_data.trainer import Collator
+
+    rows = [
+        {
+            "prompt_ids": [1, number],
+            "chosen_ids": [10],
+            "rejected_ids": [14, 2],
+            "list_ids": [[10], [11, 2], [12], [13, 2, 2], [14, 2]][: 5 - number]
+            + [[14, 2]] * number,
+            "list_scores": [5.0, 4.0, 3.0, 2.0, 1.0][: 5 - number] + [0.5] * number,
+        }
+        for number in range(2)
+    ]
+    batch = Collator(DataCollatorForPreference(pad_token_id=0), [])(rows)
+    for number, row in enumerate(rows):
+        for place, ids in enumerate(row["list_ids"]):
+            where = batch["listed"][number, place]
+            read = batch["input_ids"][where][batch["attention_mask"][where].bool()].tolist()
+            assert read == [1, number, *ids]
+            scored = batch["completion_mask"][where].bool()
+            assert batch["input_ids"][where][scored].tolist() == ids
+    assert batch["present"].sum(dim=1).tolist() == [len(row["list_ids"]) for row in rows]
+
+
+def test_win_rates_are_shares_of_the_prompts_other_responses() -> None:
+    scores = pa.table(
+        {
+            "response_id": ["a/00", "a/01", "a/02", "a/03", "b/00", "b/01"],
+            "score": pa.array([3.0, 1.0, 3.0, None, 5.0, 6.0]),
+        }
+    )
+    assert training_rows.win_rates(scores) == {
+        "a/00": 0.75, "a/01": 0.0, "a/02": 0.75, "b/00": 0.0, "b/01": 1.0,
+    }  # fmt: skip
+
+
+def test_columns_that_no_table_has_are_worked_out_or_asked_for(
+    started: Path, tmp_path: Path
+) -> None:
+    ids = [f"p{number}/{place:02d}" for number in range(4) for place in range(3)]
+    scores = pa.table({"response_id": ids, "score": [9.0, 4.0, 3.0] * 4})
+    gradients = pa.table(
+        {"response_id": ids, "log_prob": [-3.0] * 12, "reference_log_prob": [-1.0, -4.0, -6.0] * 4}
+    )
+    inputs = {"pairs": Table(pairs_table()), "scores": Table(scores),
+              "gradients": Table(gradients, reference="other")}  # fmt: skip
+    names = ["win_rate_chosen", "win_rate_rejected", "shift_chosen", "shift_rejected"]
+    found = training_rows.extra_columns(names, dataset(), inputs)
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "win_rate_chosen": [1.0] * 8,
+        "win_rate_rejected": [0.5, 0.0] * 4,
+        "shift_chosen": [2.0] * 8,
+        "shift_rejected": [-1.0, -3.0] * 4,
+    }
+    inputs["gradients"] = Table(gradients, reference="")
+    with pytest.raises(UserError, match=r"shift_chosen.*gradients.reference"):
+        do_train(tmp_path / "inpo", started, inputs=inputs, loss="inpo")
+    with pytest.raises(UserError, match=r"win_rate_chosen.*score.kind"):
+        do_train(tmp_path / "sppo", started, loss="sppo")
+    with pytest.raises(UserError, match=r"no column p_chosen of judges.*train.label_smoothing"):
+        do_train(tmp_path / "smoothed", started, loss="smoothed")
+
+
+def test_the_log_tells_the_chosen_against_the_reference_and_rings_when_they_fall(
+    started: Path, tmp_path: Path
+) -> None:
+    up = do_train(tmp_path / "up", started, loss="sft")
+    assert up.facts["chosen_over_reference"] > 0
+    assert "notes" not in up.facts
+    table = dataset()
+    swapped = table.set_column(1, "chosen", table["rejected"]).set_column(
+        2, "rejected", table["chosen"]
+    )
+    down = do_train(tmp_path / "down", started, swapped, loss="apo_down", steps=40, beta=0.5)
+    ratio = down.read()["chosen_over_reference"].to_pylist()
+    assert ratio[0] == pytest.approx(0, abs=1e-5)
+    expected = [
+        log_prob(down.folder, n, text_of(n, place)) - log_prob(started, n, text_of(n, place))
+        for n in range(4)
+        for place in (1, 2)
+    ]
+    assert sum(expected) / 8 == pytest.approx(ratio[-1], abs=1.0)
+    assert down.facts["chosen_over_reference"] < -1
+    assert any(note.startswith("ALARM: the chosen responses ended") for note in down.facts["notes"])
+
+
+def test_a_loss_without_end_is_a_user_error(started: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train: the loss is (inf|nan) at update .* Lower"):
+        do_train(tmp_path, started, loss="lsif", learning_rate=0.9, beta=5.0, steps=30)
+
+
+def test_an_automatic_dtype_is_what_the_machine_has(started: Path, tmp_path: Path) -> None:
+    assert do_train(tmp_path, started, steps=1, dtype="auto").facts["dtype"] == "float32"
+
+
+def test_four_bits_without_a_gpu_are_a_user_error(started: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train.quantize=4bit needs a GPU"):
+        do_train(tmp_path, started, quantize="4bit", lora_rank=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"loss": "kleip"}, "kleip is no loss. Did you mean kliep?"),
+        ({"loss": "lr+lr"}, "names a loss twice"),
+        ({"loss": "sba", "loss_options": {"lamb": 1}}, "lamb is no option of train.loss=sba. Did"),
+        ({"loss": "sba", "loss_options": {"lam": -2.0}}, "loss_options.lam=-2.0: use 0, or"),
+        ({"loss": "sigmoid", "loss_options": {"ld_alpa": 1}}, "Did you mean ld_alpha?"),
+        ({"loss": "lr", "loss_options": {"ld_alpha": 1}}, "ld_alpha is no option"),
+        ({"loss_options": {"label_smoothing": 0.1}}, "is a setting of its own"),
+        ({"loss": "js", "label_smoothing": 0.5}, "label_smoothing=0.5"),
+        ({"loss": "aot", "weights": "margin"}, "train.weights=margin cannot be had with TRL's aot"),
+        ({"loss": "cal_dpo", "beta_rejected": 0.2}, "means nothing to cal_dpo"),
+        ({"loss": "tpo", "weights": "margin"}, "has lists"),
+        ({"loss": "tpo+sppo"}, "sppo needs columns of pairs"),
+        ({"loss": "tpo", "precompute_ref_log_probs": True}, "needs the reference of whole lists"),
+        ({"loss": "nca_pair", "loss_options": {"f_divergence_type": "forward_kl"}}, "nothing to"),
+        ({"loss": "aot", "loss_options": {"use_weighting": True}}, "no use with aot"),
+        ({"lora_rank": 2, "loss_options": {"sync_ref_model": True}}, "moves a second model"),
+        ({"lora_alpha": 8.0}, "train.lora_alpha=8.0 has no use without train.lora_rank"),
+        ({"quantize": "4bit"}, "train.quantize=4bit trains adapters"),
+        ({"quantize": "8bit", "lora_rank": 1}, "train.quantize=8bit: choose none or 4bit"),
+        ({"reference_from": "gradient"}, "choose policy or gradients"),
+        ({"trackers": ["tensorbord"]}, "Did you mean tensorboard?"),
+        ({"save_steps": -1}, "train.save_steps=-1"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(settings: dict[str, Any], problem: str) -> None:
+    found = list(TrainConfig(**settings).problems())
+    assert any(problem in line for line in found), found
+
+
+def test_how_to_save_and_whom_to_tell_are_in_no_key() -> None:
+    from bpo_data.work import settings_of
+
+    for config in (TrainConfig, SftConfig):
+        assert settings_of(config(save_steps=5)) == settings_of(config())
+        assert not {"save_steps", "trackers"} & settings_of(config()).keys()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_weighting": True},
+        {"ld_alpha": 0.5},
+        {"f_divergence_type": "js_divergence"},
+        {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.5},
+        {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5},
+    ],
+)
+def test_variants_of_trl_are_reached_by_options_of_the_loss(
+    started: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    table = do_train(tmp_path / "with", started, loss_options=options, learning_rate=3e-3)
+    plain = do_train(tmp_path / "plain", started, learning_rate=3e-3)
+    assert losses(table)[-1] < losses(table)[0]
+    assert weights(table.folder) != weights(plain.folder)
+
+
+def test_prompts_are_asked_as_the_dataset_has_them(started: Path) -> None:
+    policy = load_policy(str(started / "model"), None, "cpu", "float32")
+    (row,) = training_rows.of_pairs(policy, dataset().to_pylist()[:1], {})
+    assert row == {"prompt": asked(0), "chosen": said("= 2"), "rejected": said("maybe 2 or so")}
