@@ -13,12 +13,12 @@ import pytest
 
 from bpo_data.artifacts import Artifact, Draft
 from bpo_data.errors import UserError
+from bpo_data.objectives import OF_TRL
 from bpo_data.policy import encode, load_policy, policy_location
 from bpo_data.runtime import Runtime
 from bpo_data.scratch import Scratch
 from bpo_data.stages import sft, train
 from bpo_data.stages.sft import SftConfig, chosen_lessons
-from bpo_data.objectives import OF_TRL
 from bpo_data.stages.train import TrainConfig
 from bpo_data.tables import MSG, Message
 
