@@ -274,7 +274,7 @@ def pair_rows(rows: int, pairs: int) -> Tensor:
 def summed(outputs: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """(n,) log pi of each response in nats and its tokens, from a model's outputs.
 
-    From TRL 1.12 or so on, its models give log-probabilities of tokens; before that, logits.
+    Models in TRL 1.16 give log-probabilities of tokens; in TRL 1.9 logits.
     """
     counted = mask[:, 1:]
     if getattr(outputs, "log_probs", None) is not None:

@@ -85,6 +85,8 @@ class Config:
             yield "gradients.preconditioner=adam wants Adam's moments: set sft.keep_moments=true."
         if self.allocate.kind == "ifd" and not self.gradients.unprompted:
             yield "allocate.kind=ifd compares with no prompt: set gradients.unprompted=true."
+        if "inpo" in self.train.loss.split("+") and not self.gradients.reference:
+            yield "train.loss=inpo has two references: name the second in gradients.reference."
         if self.sft.model:
             try:
                 check_location(self.sft.model)

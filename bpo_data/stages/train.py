@@ -289,6 +289,7 @@ def make_trainer(
 ) -> Any:
     """The trainer, with a frozen copy of the policy as its reference where one has to run."""
     import datasets
+    from transformers import set_seed
     from trl import DPOConfig
 
     from bpo_data.trainer import REFERENCE, Trainer
@@ -307,6 +308,8 @@ def make_trainer(
         precompute_ref_log_probs=beforehand,
     )
     lora = adapters.settings(config)
+    if lora:
+        set_seed(config.seed)  # TRL 1.9 draws the adapters before it sets the seed
     return Trainer(
         objective=objectives.objective(config, [one for one in columns if one not in REFERENCE]),
         model=policy.model,
