@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bpo_data import objectives
 from bpo_data.artifacts import Artifact
+from bpo_data.batches import ends
 from bpo_data.errors import UserError, nearest
 from bpo_data.policy import Policy, encode, plain_messages
 from bpo_data.tables import lookup
@@ -20,6 +22,40 @@ MADE_BY = {
     "shift": "Name the second reference in gradients.reference.",
 }
 P_CHOSEN = "p_chosen"
+REFERENCE = {"ref_chosen_logps", "ref_rejected_logps"}
+"""Columns by which a dataset may bring what a reference said of it, in nats."""
+
+
+def columns_for(
+    config: Any, pairs: pa.Table, inputs: Mapping[str, Artifact], cut: int
+) -> dict[str, np.ndarray]:
+    """What each pair has beside its texts, as the settings of ``train`` ask: name -> (n,) numbers.
+
+    ``cut`` is how many pairs the trainer will cut. Raises UserError where something is missing.
+    """
+    names = objectives.columns_of(config)
+    if "smoothed" in objectives.names(config):
+        if own_column(P_CHOSEN, pairs, inputs) is not None:
+            names.append(P_CHOSEN)
+        elif not config.label_smoothing:
+            raise UserError(
+                f"train.loss=smoothed finds no column {P_CHOSEN} of judges in the dataset. Set "
+                f"train.label_smoothing above 0, or use train.loss=sigmoid."
+            )
+    found = extra_columns(names, pairs, inputs)
+    if config.weights != "none":
+        found["weight"] = weights_of(config.weights, pairs, inputs)
+    if config.reference_from == "gradients":
+        if cut:
+            raise UserError(
+                f"train.reference_from=gradients was measured on whole responses, and "
+                f"train.max_length cuts {cut:,} pairs. Raise it, or use policy."
+            )
+        return found | reference_columns(pairs, inputs)
+    moving = config.loss_options.get("sync_ref_model") or objectives.has_lists(config)
+    if set(pairs.column_names) >= REFERENCE and not cut and not moving:
+        found |= {name: numbers(pairs[name]) for name in sorted(REFERENCE)}
+    return found
 
 
 def extra_columns(
@@ -156,8 +192,6 @@ def of_lists(policy: Policy, pairs: list[dict[str, Any]]) -> list[dict[str, Any]
     ``list_ids`` are the responses' tokens, ``list_scores`` their points. A response that is in
     several pairs stands in the list once.
     """
-    from bpo_data.trainer import ends
-
     prompts: dict[str, dict[str, Any]] = {}
     for pair in pairs:
         found = prompts.setdefault(pair["prompt_id"], {"prompt": pair["prompt"], "points": {}})

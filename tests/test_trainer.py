@@ -308,7 +308,7 @@ def test_a_list_holds_every_response_of_its_prompts_pairs(
 def test_a_batch_of_lists_knows_where_each_response_went(started: Path) -> None:
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-    from bpo_data.trainer import Collator
+    from bpo_data.batches import Collator
 
     rows = [
         {

@@ -173,7 +173,7 @@ def run(draft: Draft, config: TrainConfig, runtime: Runtime, *, dataset: pa.Tabl
     rows = fitting(policy, pairs, training.longest(policy, config.max_length))
     draft.note(rows.refused.total(), len(pairs), f"pairs dropped: {rows.reason}")
     table = table.take(pa.array(rows.kept, pa.int64()))
-    columns = columns_for(draft, config, table, rows)
+    columns = training_rows.columns_for(config, table, draft.inputs, rows.cut)
     pairs = [pairs[row] for row in rows.kept]
     if objectives.has_lists(config):
         lessons = training_rows.of_lists(policy, pairs)
@@ -230,38 +230,6 @@ def starting_policy(draft: Draft, config: TrainConfig, device: str) -> Policy:
     if config.quantize == "4bit":
         return adapters.load_in_4_bits(model, revision, device)
     return load_policy(model, revision, device, "float32")
-
-
-def columns_for(
-    draft: Draft, config: TrainConfig, table: pa.Table, rows: training.Fitting
-) -> dict[str, Any]:
-    """What each kept pair has beside its texts: name -> (n,) numbers. Raises UserError."""
-    found: dict[str, Any] = {}
-    names = objectives.columns_of(config)
-    if "smoothed" in objectives.names(config):
-        if training_rows.own_column(training_rows.P_CHOSEN, table, draft.inputs) is not None:
-            names.append(training_rows.P_CHOSEN)
-        elif not config.label_smoothing:
-            raise UserError(
-                f"train.loss=smoothed finds no column {training_rows.P_CHOSEN} of judges in the "
-                f"dataset. Set train.label_smoothing above 0, or use train.loss=sigmoid."
-            )
-    found |= training_rows.extra_columns(names, table, draft.inputs)
-    if config.weights != "none":
-        found["weight"] = training_rows.weights_of(config.weights, table, draft.inputs)
-    if config.reference_from == "gradients":
-        if rows.cut:
-            raise UserError(
-                f"train.reference_from=gradients was measured on whole responses, and "
-                f"train.max_length cuts {rows.cut:,} pairs. Raise it, or use policy."
-            )
-        found |= training_rows.reference_columns(table, draft.inputs)
-    elif not objectives.has_lists(config) and not config.loss_options.get("sync_ref_model"):
-        # A dataset may bring what a reference said of it.
-        known = {"ref_chosen_logps", "ref_rejected_logps"}
-        if known <= set(table.column_names) and not rows.cut:
-            found |= {name: training_rows.numbers(table[name]) for name in sorted(known)}
-    return found
 
 
 def fitting(policy: Policy, pairs: list[dict[str, Any]], longest: int) -> training.Fitting:
