@@ -88,6 +88,7 @@ def do_train(
     policy: Path,
     table: pa.Table | None = None,
     inputs: dict[str, Artifact] | None = None,
+    device: str = "cpu",
     **settings: Any,
 ) -> Draft:
     """The ``train`` stage with every pair in every update; a folder that is there is gone on in."""
@@ -97,7 +98,7 @@ def do_train(
     folder.mkdir(parents=True, exist_ok=True)
     artifacts = {"policy": Artifact(policy, {}), **(inputs or {})}
     draft = Draft(folder, "trained", train.schema(config), artifacts)
-    train.run(draft, config, Runtime(device="cpu"), dataset=dataset() if table is None else table)
+    train.run(draft, config, Runtime(device=device), dataset=dataset() if table is None else table)
     return draft
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import TINY, run
+from preferring import do_train, losses, make_started
 from tiny_models import CONFIGS, assert_close, engine, policy, sequences
 
 from bpo_data.generation import sample
@@ -83,3 +84,19 @@ def test_the_whole_pipeline_runs_on_the_gpu(tmp_path):
     assert result.returncode == 0, result.stderr
     (path,) = tmp_path.glob("evaluate-*/manifest.json")
     assert json.loads(path.read_text())["facts"]["win_rate"]
+
+
+def test_training_takes_bfloat16_by_itself_where_there_is_such_a_gpu(tmp_path):
+    started = make_started(tmp_path / "policy")
+    draft = do_train(tmp_path / "auto", started, device="cuda", loss="balanced", dtype="auto")
+    able = torch.cuda.is_bf16_supported()
+    assert draft.facts["dtype"] == ("bfloat16" if able else "float32")
+    assert losses(draft)[-1] < losses(draft)[0]
+
+
+def test_adapters_over_4_bits_end_in_whole_weights(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    started = make_started(tmp_path / "policy")
+    draft = do_train(tmp_path / "4", started, device="cuda", quantize="4bit", lora_rank=4, steps=20)
+    assert losses(draft)[-1] < losses(draft)[0]
+    assert (draft.folder / "model/model.safetensors").is_file()

@@ -228,6 +228,28 @@ def test_a_loss_without_reference_prefers_the_likely_chosen(name):
     assert sides[0][0] < 0 < sides[1][0]
 
 
+def test_at_the_reference_no_loss_pushes_the_wrong_way():
+    columns = {**TOKENS, "win_rate_chosen": [0.8], "win_rate_rejected": [0.3],
+               "shift_chosen": [0.0], "shift_rejected": [0.0]}  # fmt: skip
+    wrong = []
+    for name, loss in LOSSES.items():
+        if loss.measures == LIST:
+            continue
+        start = np.full(1, -5.0 if loss.measures == LOG_PROB else 0.0)
+        sides = coefficients(name, start, start, 0.5, columns=columns)
+        assert sides[0] or sides[1], name
+        if sides[0] > 0 or sides[1] < 0:
+            wrong.append(name)
+    assert wrong == ["discopop"], "its hollow is known"
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "apo_zero", "js", "exo_pair", "balanced"])
+def test_a_pair_far_on_the_right_side_has_no_pull_left(name):
+    options = {"label_smoothing": 1e-9} if name in ("js", "exo_pair") else {}
+    sides = coefficients(name, np.array([300.0]), np.array([-300.0]), 0.5, options=options)
+    assert np.abs(sides).max() < 1e-6
+
+
 def test_losses_without_reference_by_hand():
     chosen, rejected = -6.0 / 4, -9.0 / 7
     odds = [a - math.log(1 - math.exp(a)) for a in (chosen, rejected)]

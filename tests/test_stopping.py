@@ -81,6 +81,24 @@ def test_training_stops_after_its_update_and_goes_on_to_the_same_weights(tmp_pat
     assert digests(stopped) == digests(tmp_path / "unbroken")
 
 
+@pytest.mark.slow
+def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
+    arguments = ("stage=sft", *TINY, *SLOW_TRAINING)
+    killed, saving = tmp_path / "killed", "sft.save_steps=20"
+    process = start(*arguments, saving, f"runtime.folder={killed}")
+    wait_for(lambda: list(killed.glob("sft-*.partial/.resume/trainer/checkpoint-*/whole")))
+    process.kill()
+    process.communicate(timeout=60)
+    left = [int(path.parent.name.rpartition("-")[2]) for path in killed.glob("sft-*/**/whole")]
+    assert left
+    assert max(left) < 400
+    again = run(*arguments, saving, f"runtime.folder={killed}")
+    assert again.returncode == 0, again.stderr
+    unbroken = run(*arguments, f"runtime.folder={tmp_path}/unbroken")
+    assert unbroken.returncode == 0, unbroken.stderr
+    assert digests(killed) == digests(tmp_path / "unbroken")
+
+
 def test_two_signals_end_at_once_and_the_run_goes_on(tmp_path):
     arguments = ("stage=sft", *TINY, "sft.steps=100000", f"runtime.folder={tmp_path}")
     process = start(*arguments)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -439,6 +441,37 @@ def test_four_bits_without_a_gpu_are_a_user_error(started: Path, tmp_path: Path)
 def test_settings_that_cannot_work_are_named(settings: dict[str, Any], problem: str) -> None:
     found = list(TrainConfig(**settings).problems())
     assert any(problem in line for line in found), found
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("train.weights=usefulnes", "is no column of the dataset. Did you mean usefulness?"),
+        ("train.loss=smoothed", "without judges' p_chosen: set train.label_smoothing"),
+        ("train.loss=lr+inpo", "name the second in gradients.reference"),
+        ("cluster.loss=tpo", "cluster.loss=tpo: choose"),
+        ("cluster.loss=sppo", "cluster.loss=sppo: choose"),
+    ],
+)
+def test_what_no_stage_makes_is_missed_before_any_work(setting: str, problem: str) -> None:
+    from bpo_data.pipelines.config import read
+
+    with pytest.raises(UserError, match=re.escape(problem)):
+        read([setting])
+    read(["train.loss=smoothed", "train.label_smoothing=0.1", "train.weights=usefulness"])
+    read(["cluster.loss=sba", "cluster.loss_options.lam=0.5"])
+
+
+def test_nobody_is_told_of_a_training_unless_asked(tmp_path: Path) -> None:
+    from bpo_data import training
+
+    asked_for = training.arguments(TrainConfig(), "train", "cpu", tmp_path)
+    assert (asked_for["report_to"], asked_for["save_strategy"]) == ("none", "no")
+    told = TrainConfig(trackers=["tensorboard"], save_steps=7)
+    asked_for = training.arguments(told, "train", "cpu", tmp_path)
+    assert (asked_for["report_to"], asked_for["save_steps"]) == (["tensorboard"], 7)
+    installed = importlib.util.find_spec("tensorboard") is not None
+    assert any("tensorboard is not installed" in line for line in told.problems()) != installed
 
 
 def test_how_to_save_and_whom_to_tell_are_in_no_key() -> None:

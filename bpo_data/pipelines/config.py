@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pyarrow.types import is_floating
+
 from bpo_data.budget import Budget
 from bpo_data.components.judging import Item, requests_of
 from bpo_data.errors import UserError, nearest
@@ -85,14 +87,28 @@ class Config:
             yield "gradients.preconditioner=adam wants Adam's moments: set sft.keep_moments=true."
         if self.allocate.kind == "ifd" and not self.gradients.unprompted:
             yield "allocate.kind=ifd compares with no prompt: set gradients.unprompted=true."
-        if "inpo" in self.train.loss.split("+") and not self.gradients.reference:
-            yield "train.loss=inpo has two references: name the second in gradients.reference."
+        yield from self.missing_columns()
         if self.sft.model:
             try:
                 check_location(self.sft.model)
             except UserError as error:
                 yield str(error)
         yield from self.missing_prices()
+
+    def missing_columns(self) -> Iterator[str]:
+        """Columns that the training asks for and no stage before it makes."""
+        losses, weights = self.train.loss.split("+"), self.train.weights
+        schemas = [STAGES[name].module.schema(getattr(self, name)) for name in ("export", "pair")]
+        known = {field.name for schema in schemas for field in schema if is_floating(field.type)}
+        if weights != "none" and weights not in known:
+            yield (
+                f"train.weights={weights} is no column of the dataset.{nearest(weights, known)} "
+                f"Use none, or one of {', '.join(sorted(known))}."
+            )
+        if "smoothed" in losses and "p_chosen" not in known and not self.train.label_smoothing:
+            yield "train.loss=smoothed without judges' p_chosen: set train.label_smoothing above 0."
+        if "inpo" in losses and "shift_chosen" not in known and not self.gradients.reference:
+            yield "train.loss=inpo has two references: name the second in gradients.reference."
 
     def missing_prices(self) -> Iterator[str]:
         """Models that a cap in dollars cannot reckon with; found before anything is made."""

@@ -73,7 +73,7 @@ class TrainConfig:
     """Times each pair is seen, when ``steps`` is 0."""
 
     batch: int = 16
-    """Pairs an update."""
+    """Pairs an update; with a loss of lists, prompts."""
 
     accumulate: int = 1
     """Passes that a batch is split over, when it does not fit the memory at once."""
