@@ -157,7 +157,7 @@ class Draft:
                 stopping.check()
                 try:
                     write(name, make(part))
-                except Exception as error:
+                except Exception as error:  # rises whole, with what we know
                     error.add_note(f"It was making {name}: {rows_named(part)}.")
                     raise
                 end += part.num_rows

@@ -108,8 +108,7 @@ class Run(Command):
             return self.shelf.make(work, stage.makes, stage.module.schema(section), inputs, run)
         except UserError as error:
             raise UserError(located(name, str(error))) from error
-        except Exception as error:
-            # Every exception but the user's rises whole; it only learns where it happened.
+        except Exception as error:  # rises whole, with what we know
             error.add_note(
                 f"This happened in the stage {name}. What it had finished is in "
                 f"{self.shelf.folder / work.name}.partial, and the same command goes on from it."
