@@ -151,7 +151,7 @@ def test_its_processes_end_with_it(tmp_path, number):
             assert process.poll() is None
             time.sleep(0.1)
         process.send_signal(number)
-        process.wait(20)
+        process.wait(90)  # it finishes the update under way, on a busy machine after its imports
         assert process.returncode == (130 if number == signal.SIGTERM else -number)
         left = time.monotonic() + 20
         while group_of(process.pid):
