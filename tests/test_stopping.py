@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 from helpers import TINY, command, environment, run
 
 
@@ -196,7 +197,9 @@ assert stopping.asked()
     assert process.returncode == 0, error
 
 
-def test_parts_in_workers_are_finished_too(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_parts_in_workers_are_finished_too(tmp_path, number):
+    """Ctrl-C reaches the whole group, and so does SIGTERM from a batch system."""
     (tmp_path / "slow_parts.py").write_text(
         "import time\n"
         "def set_up(number):\n"
@@ -236,9 +239,58 @@ def test_parts_in_workers_are_finished_too(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     wait_for(lambda: len(list(tmp_path.glob("*.begun"))) >= 2)
-    os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C goes to the whole group
+    os.killpg(process.pid, number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert "Traceback" not in error
     begun = len(list(tmp_path.glob("*.begun")))
-    assert len(list((tmp_path / "parts").glob("numbers-*.parquet"))) == begun < 12
+    assert len(list((tmp_path / "parts").glob("numbers-*.parquet"))) == begun == 2
+
+
+def test_a_process_that_goes_on_after_two_signals_is_left_alone():
+    """The forced end belongs to the command, not to the program that called it."""
+    code = """
+import os, signal, sys, time
+from bpo_data import stopping
+stopping.GRACE = 0.3
+try:
+    with stopping.listening():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopping.asked()
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+except KeyboardInterrupt:
+    pass
+time.sleep(1)
+with stopping.listening():
+    assert not stopping.asked()
+print("went on")
+"""
+    out, error = python(code).communicate(timeout=30)
+    assert out == "went on\n", error
+    assert error.count("stopping after") == 1
+
+
+def test_an_event_loop_and_the_watcher_count_together():
+    """The first signal within a loop, the second after it: said once, and the end is at once."""
+    code = """
+import asyncio, os, signal, sys
+from bpo_data import stopping
+async def work():
+    with stopping.cancels(asyncio.current_task()):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(10)
+with stopping.listening():
+    try:
+        asyncio.run(work())
+    except asyncio.CancelledError:
+        assert stopping.asked() and not stopping.at_once()
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except KeyboardInterrupt:
+        print("at once", stopping._seen == stopping._heard == 2 or stopping._seen)
+"""
+    out, error = python(code).communicate(timeout=30)
+    assert out.startswith("at once"), error
+    assert "stopping after" not in error, "whoever drains the loop says it"

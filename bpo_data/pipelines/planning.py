@@ -52,6 +52,8 @@ def plan(command: Command, voice: Voice) -> None:
     for line in (*table(expected), *said):
         voice.line(line)
     sent = pushed(command, dry_run=True)
+    if command.config.export.push_to_hub and not sent and "export" in command.stages:
+        sent = [f"would push to {command.config.export.push_to_hub} once export is made"]
     for line in sent:
         voice.line(line)
     voice.note(stages=found, requests=expected, notes=[*totals(found), *said], push=sent)
@@ -74,7 +76,7 @@ def beside(command: Command, found: list[Standing], voice: Voice) -> Iterator[st
     """What else is in the runs folder: other artifacts, the request store, the account."""
     shelf = command.shelf
     ours = {Path(one.folder).name for one in found if one.folder}
-    others = [folder for folder in shelf.folders() if folder.name not in ours]
+    others = [folder for folder in shelf.folders(STAGES) if folder.name not in ours]
     here = sum(one.bytes or 0 for one in found if one.state == "kept")
     room = sum(shelf.size(folder) for folder in others)
     voice.note(
