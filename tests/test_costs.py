@@ -16,13 +16,14 @@ from test_server_pipeline import arguments, policy, reply
 
 from bpo_data.errors import UserError
 from bpo_data.llm.endpoint import Endpoint
-from bpo_data.llm.forecast import Asks, Seen, forecast, lasting, table
+from bpo_data.llm.forecast import Asks, Seen, forecast, table
 from bpo_data.llm.ledger import Bill
 from bpo_data.llm.limits import Limits
 from bpo_data.llm.prices import Price, Prices
 from bpo_data.llm.stub import StubServer
 from bpo_data.pipelines import config as settings
 from bpo_data.pipelines import costs
+from bpo_data.words import lasting
 
 __all__ = ["policy"]  # a fixture
 

@@ -13,9 +13,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bpo_data.pipelines.saying import Voice, ago, size
+from bpo_data.pipelines.saying import Voice
 from bpo_data.shelf import LATEST, PARTIAL, Shelf
 from bpo_data.stages import STAGES
+from bpo_data.words import ago, size
 
 DAY = 86_400.0
 REMOVED = ".removed"

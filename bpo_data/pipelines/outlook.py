@@ -10,6 +10,7 @@ from typing import Any
 from bpo_data.artifacts import Artifact
 from bpo_data.shelf import Shelf
 from bpo_data.stages import MAKER, STAGES, Stage
+from bpo_data.words import lasting, size
 from bpo_data.work import Work, difference
 
 STATES = {
@@ -132,8 +133,6 @@ def totals(standings: Sequence[Standing]) -> Iterator[str]:
     if not waiting:
         yield f"Nothing to do: all {len(standings)} stages are kept."
         return
-    from bpo_data.llm.forecast import lasting
-    from bpo_data.pipelines.saying import size
 
     known = [one for one in waiting if one.seconds is not None]
     unknown = [one.stage for one in waiting if one.seconds is None]

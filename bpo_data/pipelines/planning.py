@@ -10,8 +10,9 @@ from bpo_data.pipelines import costs, tree
 from bpo_data.pipelines.command import Command, account_line
 from bpo_data.pipelines.outlook import Standing, expectation, inputs_of, standing, totals
 from bpo_data.pipelines.running import pushed
-from bpo_data.pipelines.saying import Voice, size
+from bpo_data.pipelines.saying import Voice
 from bpo_data.stages import STAGES
+from bpo_data.words import size
 from bpo_data.work import settings_of
 
 

@@ -10,9 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-from bpo_data.words import ago as ago  # until its importers name bpo_data.words themselves
-from bpo_data.words import size as size  # the same
-
 FORMATS = ("text", "json")
 
 
