@@ -234,13 +234,13 @@ def test_a_server_that_is_not_there_costs_nothing(tmp_path, policy):
     assert "0.0000 US dollars" in result.stdout
 
 
-def test_a_plan_says_which_cap_would_stop_the_run(tmp_path, policy):
+def test_a_plan_says_which_cap_may_stop_the_run(tmp_path, policy):
     with StubServer(reply=reply) as server:
         given = [*arguments(tmp_path, policy, server.url, "score"), prices(tmp_path)]
         assert run(*arguments(tmp_path, policy, server.url, "select")).returncode == 0
         plan = run(*given, "plan=true", "budget.usd=0.0001", "budget.requests=50")
-    assert "budget.usd=0.0001 would stop the run" in plan.stdout
-    assert "budget.requests=50 would stop the run" in plan.stdout
+    assert "budget.usd=0.0001 may stop the run" in plan.stdout
+    assert "budget.requests=50 may stop the run" in plan.stdout
     assert plan.stdout.count("expected to come to 80.") == 1
 
 

@@ -167,6 +167,14 @@ def test_the_longer_response_wins_among_pairs_that_differ_in_points_and_length()
     assert figure(found["longer_wins", VERDICT, ""]) == ((3 / 4 + 0 / 1) / 2, 5)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_judge_that_goes_by_length_is_flagged_whichever_it_favours(sign):
+    items = [item("a" * (length + 1), f"p{group}") for group in range(40) for length in range(4)]
+    found = rows(items, sole("j", verdicts(*(sign * (n % 4) for n in range(160)))))
+    assert found["longer_wins", VERDICT, ""]["flag"]
+    assert found["length_spearman", VERDICT, ""]["flag"]
+
+
 def test_length_is_counted_in_code_points():
     items = [item("\U0001f600\U0001f600"), item("abc")]  # 4 UTF-16 units or 8 bytes against 3
     found = rows(items, sole("j", verdicts(1, 2)))

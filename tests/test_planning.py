@@ -67,13 +67,20 @@ def test_a_plan_tells_kept_from_to_run_with_time_and_size_of_the_like(runs):
     rows = {one["stage"]: one for one in answer["stages"]}
     manifest = json.loads(next(runs.glob("pair-*/manifest.json")).read_text())
     assert rows["pair"]["why"] == "per_prompt 6 -> 4"
-    assert rows["pair"]["seconds"] == manifest["seconds"]
-    assert rows["pair"]["bytes"] == sum(one["bytes"] for one in manifest["files"].values())
+    size = sum(one["bytes"] for one in manifest["files"].values())
+    assert rows["pair"]["seconds"] == pytest.approx(manifest["seconds"] * 4 / 6), "4 pairs for 6"
+    assert rows["pair"]["bytes"] == round(size * 4 / 6)
     assert rows["cluster"]["seconds"] is None
     assert rows["score"]["folder"] == str(next(runs.glob("score-*")))
     (sums, *_) = answer["notes"]
     assert "7 of 14 stages would run" in sums
-    assert "unknown: cluster, allocate, export, train, evaluate, report" in sums
+    assert "of this source: cluster, allocate, export, train, evaluate, report" in sums
+    longer = {one["stage"]: one for one in asked(runs, "plan=true", "sft.steps=120")["stages"]}
+    trained = json.loads(next(runs.glob("sft-*/manifest.json")).read_text())
+    assert longer["sft"]["seconds"] == pytest.approx(2 * trained["seconds"]), "120 updates for 60"
+    assert longer["gradients"]["seconds"] is not None
+    other = asked(runs, "plan=true", "load.options.seed=9")["stages"]
+    assert {one["seconds"] for one in other} == {None}, "another source says nothing of this one"
 
 
 def test_status_shows_what_is_begun_held_and_beside(runs, tmp_path):

@@ -8,25 +8,26 @@ from pathlib import Path
 from bpo_data.llm.forecast import table
 from bpo_data.pipelines import costs, tree
 from bpo_data.pipelines.command import Command, account_line
+from bpo_data.pipelines.likeness import Manifests, all_manifests
 from bpo_data.pipelines.outlook import Standing, expectation, inputs_of, standing, totals
 from bpo_data.pipelines.running import pushed
 from bpo_data.pipelines.saying import Voice
 from bpo_data.stages import STAGES
 from bpo_data.words import size
-from bpo_data.work import settings_of
 
 
 def standings(command: Command) -> list[Standing]:
     """How each stage of a command stands; kept ones are put among what the command has."""
-    return [standing_of(command, name) for name in command.stages]
+    known = all_manifests(command.shelf)
+    return [standing_of(command, name, known) for name in command.stages]
 
 
-def standing_of(command: Command, name: str) -> Standing:
+def standing_of(command: Command, name: str, known: Manifests) -> Standing:
     stage = STAGES[name]
     if any(made not in command.made for made in inputs_of(stage)):
-        return expectation(command.shelf, name, settings_of(getattr(command.config, name)))
+        return expectation(known, name, command.config)
     work = command.work(name)
-    found = standing(command.shelf, work)
+    found = standing(command.shelf, work, command.config, known)
     if found.state == "kept":
         artifact = command.shelf.find(work)
         assert artifact is not None, "it is kept"
