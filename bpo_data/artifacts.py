@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ import pyarrow as pa
 
 from bpo_data import disk, stopping
 from bpo_data.errors import UserError
+from bpo_data.words import lasting
 from bpo_data.workers import Make, Workers
 
 MANIFEST = "manifest.json"
+MINUTE = 60.0  # seconds between two lines in a log
 RESUMED = ".resume"
 """Folder of an artifact in the making for what an interrupted try leaves to the next."""
 
@@ -63,10 +66,15 @@ class Artifact:
     def checked(self, name: str) -> Path:
         """The path of a file whose bytes are still the ones in the manifest."""
         path = self.folder / name
-        if not path.is_file() or disk.sha256(path) != self.manifest["files"][name]["sha256"]:
+        if not path.is_file():
             raise UserError(
-                f"{path} is missing or not what was written (its sha256 differs from "
-                f"{MANIFEST}). Remove the folder {self.folder} and run the same command again."
+                f"{path} is gone. Run the same command again; if it still says so, remove the "
+                f"folder {self.folder}."
+            )
+        if disk.sha256(path) != self.manifest["files"][name]["sha256"]:
+            raise UserError(
+                f"{path} is not what was written (its sha256 differs from {MANIFEST}). Remove the "
+                f"folder {self.folder} and run the same command again."
             )
         return path
 
@@ -87,6 +95,40 @@ def rows_named(part: pa.Table) -> str:
         return f"{part.num_rows} rows"
     first, last = part[ids][0].as_py(), part[ids][-1].as_py()
     return f"{part.num_rows} rows, {ids} {first} to {last}"
+
+
+class Pulse:
+    """Progress for a log: a line each minute, in the words and with the methods of a bar."""
+
+    def __init__(self, stage: str, total: int | None, unit: str) -> None:
+        self.stage, self.total, self.unit = stage, total, unit
+        self.n = self.initial = 0
+        self.begun = self.told = time.monotonic()
+
+    def __enter__(self) -> Pulse:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
+
+    def update(self, count: float) -> None:
+        self.n += int(count)
+        now = time.monotonic()
+        if now - self.told >= MINUTE:
+            self.told = now
+            of = f" of {self.total:,}" if self.total else ""
+            spent = lasting(now - self.begun)
+            text = f"{self.n:,}{of} {self.unit}, {spent} so far"
+            logging.getLogger("bpo_data").info("%-10s %s", self.stage, text)
+
+    def reset(self, total: int | None = None) -> None:
+        self.n, self.total = 0, total
+
+    def refresh(self) -> None:
+        """Nothing is drawn that could be drawn anew."""
+
+    def set_postfix_str(self, text: str) -> None:
+        """What is under way is told by those who ask servers, in lines of their own."""
 
 
 class Draft:
@@ -157,7 +199,7 @@ class Draft:
                 stopping.check()
                 try:
                     write(name, make(part))
-                except Exception as error:
+                except Exception as error:  # rises whole, with what we know
                     error.add_note(f"It was making {name}: {rows_named(part)}.")
                     raise
                 end += part.num_rows
@@ -204,14 +246,16 @@ class Draft:
             self.say(f"{count:,} of {total:,} {text}{share}")
 
     def bar(self, total: int, unit: str) -> Any:
-        """A progress bar with rate and time left on stderr; silent when that is no terminal."""
+        """A progress bar with rate and time left on stderr; where that is no terminal, a line a
+        minute."""
         from tqdm import tqdm
 
+        if not sys.stderr.isatty():
+            return Pulse(self.stage, total, unit)
         return tqdm(
             total=total,
             unit=f" {unit}",
             desc=self.makes,
             leave=False,
-            disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
         )

@@ -11,7 +11,12 @@ from bpo_data.artifacts import Draft
 from bpo_data.cards import figures, judges, privacy
 from bpo_data.cards.markdown import Pen, Ready
 from bpo_data.cards.metadata import UNKNOWN, card_data, content_digest
+from bpo_data.errors import some
 from bpo_data.llm.prices import Prices
+from bpo_data.report import authors, breadth, costs, origins
+
+ASKED = ("embeddings", "responses", "scores")
+"""What is made by asking servers, in the order of the run."""
 
 
 def text(draft: Draft, config: Mapping[str, Any], prices: Prices | None = None) -> str:
@@ -49,7 +54,7 @@ def told(draft: Draft, settings: Mapping[str, Any], prices: Prices) -> dict[str,
     """What the template tells, but for settings and metadata."""
     inputs = draft.inputs
     members = judges.members(settings["score"])
-    asked = figures.requests(inputs)
+    asked = costs.request_rows({name: inputs[name] for name in ASKED})
     models = [model for one in asked for model in one["models"]]
     models += [member.asked.model for member in members if member.asked]
     models += [settings["augment"]["model"]] if settings["augment"]["client"] == "openai" else []
@@ -57,18 +62,18 @@ def told(draft: Draft, settings: Mapping[str, Any], prices: Prices) -> dict[str,
         "facts": draft.facts,
         "made_from": {name: used.facts for name, used in inputs.items()},
         "splits": figures.splits(draft),
-        "depths": figures.depths(inputs["allocation"].facts),
+        "depths": breadth.depth_table(inputs["allocation"].facts).to_pylist(),
         "after_cut": figures.after_cut(draft.facts.get("formats", {})),
         "columns": figures.columns(draft.schema),
         "source": figures.source(inputs["prompts"], settings["load"]),
         "judges": members,
         "requests": asked,
-        "spent": figures.spent(asked),
+        "spent": costs.total(asked)["usd"],
         "prices": figures.price_rows(prices, models),
         "prices_date": prices.date,
-        "authors": figures.authors(draft),
+        "authors": authors.authors(draft.read(["author_chosen", "author_rejected"])),
         "measures": figures.measures(inputs["scores"]),
-        "stand_ins": figures.stand_ins(settings["sft"], members),
+        "stand_ins": origins.stand_ins(settings["sft"], members),
         "digest": content_digest(draft),
         "unknown": UNKNOWN,
         "version": __version__,
@@ -88,7 +93,12 @@ def rendered(pen: Pen, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.globals |= {"code": pen.code, "fenced": pen.fenced}
-    environment.filters |= {"count": "{:,}".format, "in_words": figures.in_words, "markdown": Ready}
+    environment.filters |= {
+        "count": "{:,}".format,
+        "some": some,
+        "in_words": figures.in_words,
+        "markdown": Ready,
+    }
     template = template_path().read_text(encoding="utf-8")
     return environment.from_string(template).render(**values)
 

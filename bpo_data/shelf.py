@@ -10,10 +10,10 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 
@@ -24,9 +24,11 @@ from bpo_data.tables import canonical
 from bpo_data.work import Work, difference
 
 FORMAT = 1
+LATEST = "latest"
+"""Folder of links to what the last run ended with."""
 PARTIAL = ".partial"
 """End of the name of a folder in the making."""
-NAME = re.compile(r"[a-z]+-[0-9a-f]{12}")
+NAME = re.compile(r"(?P<stage>[a-z]+)-[0-9a-f]{12}")
 """Names of artifacts."""
 
 
@@ -43,7 +45,7 @@ class Shelf:
         folder = self.folder / work.name
         if not (folder / MANIFEST).is_file():
             return None
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_manifest(folder)
         if manifest["format"] > FORMAT:
             raise UserError(
                 f"{folder / MANIFEST} has format {manifest['format']}; this version knows "
@@ -83,7 +85,7 @@ class Shelf:
     def manifests(self, stage: str) -> list[tuple[Path, dict[str, Any]]]:
         """The manifests of all finished artifacts of a stage."""
         return [
-            (path, json.loads(path.read_text(encoding="utf-8")))
+            (path, read_manifest(path.parent))
             for path in self.folder.glob(f"{stage}-*/{MANIFEST}")
             if not path.parent.name.endswith(PARTIAL)
         ]
@@ -118,9 +120,12 @@ class Shelf:
 
     @contextmanager
     def alone(self, folder: Path) -> Iterator[bool]:
-        """Hold a folder's work if nobody does; whether that came about."""
-        self.locks.mkdir(parents=True, exist_ok=True)
-        with open(self.locks / folder.name.removesuffix(PARTIAL), "a", encoding="utf-8") as lock:
+        """Hold a folder if no process makes or uses it; whether that came about."""
+        path = self.locks / folder.name.removesuffix(PARTIAL)
+        if not path.exists():  # nobody ever held it, and to look must write nothing
+            yield True
+            return
+        with open(path, encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -129,7 +134,7 @@ class Shelf:
             yield True
 
     def in_use(self, folder: Path) -> bool:
-        """Whether some process holds the work of this folder."""
+        """Whether some process makes this folder or uses it."""
         with self.alone(folder) as free:
             return not free
 
@@ -137,19 +142,29 @@ class Shelf:
         """Whether an interrupted try left something to go on from."""
         return (self.folder / f"{work.name}{PARTIAL}").exists()
 
-    def folders(self) -> Iterator[Path]:
-        """Every artifact, finished or begun, by name; nothing else that lies beside them."""
+    def folders(self, stages: Collection[str], end: str = PARTIAL) -> Iterator[Path]:
+        """Every artifact of these stages, by name, finished or with this ``end`` of its name;
+        nothing else that lies beside them, whatever it is called."""
         for path in sorted(self.folder.glob("*-*")):
-            name = path.name.removesuffix(PARTIAL)
-            whole = path.name == name and (path / MANIFEST).is_file()
-            if NAME.fullmatch(name) and not path.is_symlink() and (whole or path.name != name):
+            name = path.name.removesuffix(end)
+            found = NAME.fullmatch(name)
+            if not found or found["stage"] not in stages or path.is_symlink():
+                continue
+            if path.name != name or (path / MANIFEST).is_file():
                 yield path
 
-    def use(self, artifact: Artifact, command: str) -> None:
-        """Note that a run needs this artifact, and which."""
+    def use(self, artifact: Artifact, command: str) -> IO[str] | None:
+        """Note that a run needs this artifact, and which; as long as the file that is returned
+        stays open, nobody removes it."""
+        name = artifact.folder.name
         with suppress(OSError):  # a folder of finished work may be read-only: it serves as well
-            self.uses.mkdir(exist_ok=True)
-            (self.uses / artifact.folder.name).write_text(f"{command}\n", encoding="utf-8")
+            for folder in (self.uses, self.locks):
+                folder.mkdir(exist_ok=True)
+            (self.uses / name).write_text(f"{command}\n", encoding="utf-8")
+            lock = open(self.locks / name, "a+", encoding="utf-8")  # noqa: SIM115  (the caller's)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            return lock
+        return None
 
     def last_used(self, folder: Path) -> float:
         """When a run last needed an artifact, seconds since the epoch; of one in the making, when
@@ -196,6 +211,19 @@ class Shelf:
         os.rename(partial, self.folder / work.name)
         disk.sync_folder(self.folder)
         return Artifact(self.folder / work.name, manifest)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What stands in an artifact's manifest. Raises UserError where that is no manifest."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{folder / MANIFEST} cannot be read: {error}. Remove the folder {folder} and run the "
+            f"same command again."
+        ) from error
+    assert isinstance(found, dict), f"{folder / MANIFEST} is no manifest"
+    return found
 
 
 def keep_parts(partial: Path, makes: str) -> None:

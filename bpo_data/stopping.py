@@ -14,10 +14,15 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PASSED_ON = signal.SIGUSR1
+"""How a process tells those that it made."""
 GRACE = 3.0
 """Seconds that a second signal leaves for an orderly end. A call of C that never lets Python hear
 of it is ended then; what is on disk is whole at any moment."""
@@ -33,16 +38,41 @@ _seen = 0
 _quiet = False
 _wake: list[socket.socket] = []
 _first: list[Callable[[], None]] = []
+_last: list[threading.Timer] = []
 
 
-def install(*, quiet: bool = False, ignored: tuple[signal.Signals, ...] = ()) -> None:
+def install() -> None:
     """Take over the signals of this process. A signal that is ignored already (``nohup``, a
-    shell's background job) stays so; ``ignored`` ones will be; ``quiet`` prints nothing."""
-    global _quiet, _heard, _seen
-    _quiet, _heard, _seen = quiet, 0, 0
-    for number in ignored:
+    shell's background job) stays so."""
+    _take([one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN])
+
+
+def follow() -> None:
+    """Set up a process that another one made: signals to the whole group are that one's to judge,
+    and ``pass_on`` tells this one to stop. It prints nothing."""
+    global _quiet
+    _quiet = True
+    deafen()
+    _take([PASSED_ON])
+
+
+def pass_on(processes: Iterable[BaseProcess]) -> None:
+    """Ask processes that ``follow`` to stop as this one is going to."""
+    for process in processes:
+        if process.pid and process.is_alive():
+            os.kill(process.pid, PASSED_ON)
+
+
+def deafen() -> None:
+    """Hear no more signals: what is left to do is done in a moment, or is another's to judge."""
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    _handled[:] = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
+
+
+def _take(numbers: list[signal.Signals]) -> None:
+    global _heard, _seen
+    _heard, _seen = 0, 0
+    _handled[:] = numbers
     for number in _handled:
         signal.signal(number, _hear)
     if not _wake:
@@ -64,6 +94,9 @@ def listening() -> Iterator[None]:
         global _heard
         _handled.clear()
         signal.set_wakeup_fd(-1)
+        for timer in _last:
+            timer.cancel()
+        _last.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
         _heard = 0
@@ -149,13 +182,17 @@ def _watch() -> None:
     end = _wake[0]
     end.setblocking(True)
     while True:
-        _seen += sum(number in _handled for number in end.recv(1))
+        (number,) = end.recv(1)  # before anything is added: an event loop may count meanwhile
+        if number not in _handled:
+            continue
+        _seen += 1
         if _seen == 1 and not _quiet:
             what = f"what {doing} has under way" if doing else "what is under way"
             tell(f"stopping after {what} (again: at once)")
-        elif _seen > 1:
-            threading.Timer(GRACE, _end).start()
-            return
+        elif _seen == 2:
+            _last.append(threading.Timer(GRACE, _end))
+            _last[-1].daemon = True
+            _last[-1].start()
 
 
 def _end() -> None:

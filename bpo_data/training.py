@@ -194,7 +194,8 @@ def train(trainer: Any, bar: Any) -> list[dict[str, float]]:
 
     class Progress(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            bar.update(state.global_step - bar.n)
+            bar.n = bar.initial = state.global_step  # updates of an earlier try took no time now
+            bar.refresh()
 
         def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
             if not started and drawn:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import connection
 from typing import Any
 
@@ -48,18 +48,21 @@ class Workers:
         for number in range(self.count):
             numbers.put(number)
         pool = ProcessPoolExecutor(self.count, context, _begin, (self.set_up, numbers))
+        left = iter(parts)
+        under_way: dict[Future[None], int] = {}
         try:
-            waiting = {pool.submit(_make, *part, write): part[1].num_rows for part in parts}
-            for done in as_completed(waiting):
-                if done.cancelled():
-                    continue
-                done.result()
-                yield waiting[done]
-                if stopping.asked():
-                    for other in waiting:
-                        other.cancel()
+            while True:
+                # No more than there are workers: what waits in the pool is begun in any case.
+                for part in islice(left, 0 if stopping.asked() else self.count - len(under_way)):
+                    under_way[pool.submit(_make, *part, write)] = part[1].num_rows
+                if not under_way:
+                    break
+                for done in wait(under_way, return_when=FIRST_COMPLETED).done:
+                    done.result()
+                    yield under_way.pop(done)
             stopping.check()
         except BrokenProcessPool as error:
+            stopping.check()
             raise UserError(
                 "a worker process was killed, most often for want of memory. Use fewer of them "
                 "(runtime.processes) or smaller batches, and run the same command again: parts "
@@ -91,14 +94,14 @@ def end_with_parent() -> None:
 
 
 def end_children() -> None:
-    """Stop the processes that this one made; what they were writing is not taken for done."""
+    """End the processes that this one made; what they were writing is not taken for done."""
     for child in multiprocessing.active_children():
-        child.terminate()
+        child.kill()
 
 
 def _begin(set_up: SetUp, numbers: Any) -> None:
     end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+    stopping.deafen()  # what is sent to the whole group is the parent's to judge
     _begun.append((set_up, numbers.get()))
 
 

@@ -213,6 +213,7 @@ def page_of(folder: Path, table: pa.Table, config: ReportConfig) -> Path:
     groups = report.clusters.cluster_table(table)
     view = report.gathered(inputs, config, table, groups, depths)
     view |= {"recipe": "", "folder": "runs/report-0123456789ab", "neighbours": False}
+    view["has_hidden"] = False
     drawn = report.pair_map.sample(table, config.points)
     path = folder / "report.html"
     path.write_text(report.page.render(view, report.pair_map.payload(drawn)), encoding="utf-8")

@@ -146,13 +146,16 @@ def test_its_processes_end_with_it(tmp_path, number):
     settings = [f"recipe={tmp_path}/mine.yaml", f"runtime.folder={tmp_path}/runs"]
     command = [sys.executable, "-m", "bpo_data.pipelines.run", *settings]
     log = tmp_path / "runs/ablation/seed-3.log"
-    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         while not log.exists() or "sft" not in log.read_text():
             assert process.poll() is None
             time.sleep(0.1)
         process.send_signal(number)
-        process.wait(20)
+        process.wait(90)  # it finishes the update under way, on a busy machine after its imports
         assert process.returncode == (130 if number == signal.SIGTERM else -number)
+        assert "Traceback" not in process.stderr.read()
         left = time.monotonic() + 20
         while group_of(process.pid):
             assert time.monotonic() < left, "a process of a seed goes on alone"
@@ -315,6 +318,12 @@ def test_arms_and_worlds_of_another_shape_are_named(tmp_path, section, wrong):
         ablation.read(f"{tmp_path}/mine.yaml", [])
     assert wrong in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_no_arm_is_published(tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"ablation: {{arms: {{{SHORT}}}}}\n")
+    with pytest.raises(UserError, match="no arm is to be published"):
+        ablation.read(f"{tmp_path}/mine.yaml", ["export.push_to_hub=a/b"])
 
 
 def test_an_arm_without_settings_is_the_base_recipe(tmp_path):

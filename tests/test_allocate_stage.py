@@ -96,7 +96,7 @@ def allocated(folder: Path, inputs: dict[str, Made], **options: Any) -> Draft:
     config = AllocateConfig(**options)
     assert list(config.problems()) == []
     folder.mkdir(exist_ok=True)
-    draft = Draft(folder, "allocation", allocate.schema(config), inputs)  # type: ignore[arg-type]
+    draft = Draft(folder, "allocation", allocate.schema(config), inputs)
     tables = {name: inputs[name].table() for name in ("pairs", "clusters")}
     allocate.run(draft, config, Runtime(folder=str(folder)), **tables)
     return draft
@@ -115,7 +115,7 @@ def test_the_order_of_rows_and_the_scale_of_gradients_change_nothing(tmp_path, k
 def test_rules_get_the_gradients_that_were_clustered(tmp_path):
     inputs = measured()
     pairs, clusters = inputs["pairs"].table(), inputs["clusters"].table()
-    draft = Draft(tmp_path, "allocation", allocate.schema(AllocateConfig()), inputs)  # type: ignore[arg-type]
+    draft = Draft(tmp_path, "allocation", allocate.schema(AllocateConfig()), inputs)
     pool = allocate.pool_of(draft, Runtime(), pairs, clusters)
     rows, _ = gradients_of(pairs, inputs["gradients"].table(), ClusterConfig(k=4, beta=0.3))
     assert np.array_equal(pool.gradients(), unit(rows))
@@ -127,7 +127,7 @@ def test_rules_get_the_gradients_that_were_clustered(tmp_path):
 def test_rules_get_what_pairs_say_as_the_mean_of_three_cosines(tmp_path):
     inputs = measured()
     pairs, clusters = inputs["pairs"].table(), inputs["clusters"].table()
-    draft = Draft(tmp_path, "allocation", allocate.schema(AllocateConfig()), inputs)  # type: ignore[arg-type]
+    draft = Draft(tmp_path, "allocation", allocate.schema(AllocateConfig()), inputs)
     rows = allocate.pool_of(draft, Runtime(), pairs, clusters).embeddings()
     assert np.linalg.norm(rows, axis=1) == pytest.approx(1, abs=1e-5)
     # The first two pairs by id are 00>01 and 00>02 of one prompt: prompt and chosen are the same.
@@ -139,7 +139,7 @@ def test_rules_get_what_pairs_say_as_the_mean_of_three_cosines(tmp_path):
 def test_perplexity_and_ifd_are_of_the_chosen_response(tmp_path):
     inputs = measured()
     pairs, clusters = inputs["pairs"].table(), inputs["clusters"].table()
-    draft = Draft(tmp_path, "allocation", allocate.schema(AllocateConfig()), inputs)  # type: ignore[arg-type]
+    draft = Draft(tmp_path, "allocation", allocate.schema(AllocateConfig()), inputs)
     pool = allocate.pool_of(draft, Runtime(), pairs, clusters)
     measures = {row["response_id"]: row for row in inputs["gradients"].table().to_pylist()}
     chosen = measures[pairs["chosen_id"][5].as_py()]

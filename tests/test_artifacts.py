@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from bpo_data.artifacts import Artifact, Draft
+from bpo_data.artifacts import Artifact, Draft, Pulse
 from bpo_data.errors import UserError
 from bpo_data.shelf import Shelf
 from bpo_data.tables import ID, columns
@@ -219,3 +219,16 @@ def test_facts_that_change_alone_make_again_what_shows_them():
     both = replace(other, inputs={"pairs": "b"})
     assert difference({**manifest, "shown": work.shown}, both) == ["pairs changed"]
     assert Work("train", 1, {}, {"pairs": "a"}).name == replace(work, stage="train", shown={}).name
+
+
+def test_a_log_hears_of_progress_once_a_minute(monkeypatch, caplog):
+    clock = iter([0.0, 10.0, 61.0, 62.0, 200.0])
+    monkeypatch.setattr("bpo_data.artifacts.time.monotonic", lambda: next(clock))
+    caplog.set_level("INFO", logger="bpo_data")
+    with Pulse("gradients", 4_357, "rows") as bar:
+        for count in (100, 500, 500, 1_000):
+            bar.update(count)
+    assert [one.getMessage().strip() for one in caplog.records] == [
+        "gradients  600 of 4,357 rows, 61 s so far",
+        "gradients  2,100 of 4,357 rows, 3 min so far",
+    ]

@@ -357,7 +357,7 @@ def test_an_answered_batch_costs_what_the_server_counts_at_its_price(store: Requ
 def test_a_cap_lets_through_as_many_as_fit_and_stops_the_others(
     store: RequestStore, cap: str
 ) -> None:
-    most = PRICES.models["tiny"].usd(*asking().most_tokens(), mode="batch")  # type: ignore[index]
+    most = PRICES.models["tiny"].usd(*asking().most_tokens(), mode="batch")
     caps = {"requests": 4} if cap == "requests" else {"usd": 4.5 * most}
     with StubServer(batch_plan=BatchPlan(polls=1)) as server:
         held: list[tuple[int, float]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import reporting
 import yaml
 from helpers import ROOT, run
 from markdown_it import MarkdownIt
@@ -25,7 +27,9 @@ from bpo_data.cards import figures, privacy
 from bpo_data.components.rubric import TEMPLATE as RUBRIC
 from bpo_data.errors import plain
 from bpo_data.llm.prices import Price, Prices
+from bpo_data.report import authors, pair_map
 from bpo_data.stages import STAGES, export
+from bpo_data.stages.report import ReportConfig
 
 AUTHORS = ("| <img onerror=1>", "b`c|d\\", "\u202eevil\n# head")
 SOURCE = "a|<img src=x onerror=alert(1)>[x](y)`.jsonl"
@@ -320,10 +324,69 @@ def test_the_balance_after_the_trainer_s_cut_is_told(runs, tmp_path):
             "openai": {"why": "no tokenizer", "refused": 0},
         }  # fmt: skip
 
-    text = body(written(runs, tmp_path, cut))
+    text = body(written(runs, tmp_path, cut, formats=["trl", "listwise"]))
+    assert "in the trainers' own forms, written for trl, listwise; the table above says" in text
+    assert "`listwise` holds all scored responses" in text
+    assert "same pairs" not in text
     assert "| `trl` | 1,024 | 20 pairs | 3 | 2 | 1 | 9 | 2.22 | 0.31 |" in text
     assert "`trl`: TRL drops long prompts." in text
     assert "| `openai` |" not in text
+
+
+def test_formats_whose_lengths_are_not_known_refer_to_no_table(runs, tmp_path):
+    def unread(manifests: Manifests, facts: dict[str, Any]) -> None:
+        facts["formats"] = {"kto": {"why": "no tokenizer", "refused": 3}}
+
+    text = body(written(runs, tmp_path, unread, formats=["kto"]))
+    assert "table above" not in text
+    assert "written for kto; what one of them cannot hold stands in its `left_out.parquet`" in text
+    assert "listwise" not in text
+
+
+def test_typed_control_tokens_that_formats_break_are_told(runs, tmp_path):
+    def typed(manifests: Manifests, facts: dict[str, Any]) -> None:
+        facts["target"]["special_in_text"] = 2
+
+    words = "A control token typed in a text has an invisible space in it there"
+    assert words in written(runs, tmp_path, typed, formats=["trl"])
+    assert words not in written(runs, tmp_path, formats=["trl"])
+    kept = written(runs, tmp_path, typed, formats=["trl"], special_tokens="keep")
+    assert words not in kept
+
+
+def test_one_is_not_written_as_many(runs, tmp_path):
+    def one(manifests: Manifests, facts: dict[str, Any]) -> None:
+        facts |= dict.fromkeys(("pairs", "prompts", "pool"), 1)
+
+    said = "\n1 preference pair for 1 prompt, chosen out of 1 candidate pair.\n"
+    assert said in written(runs, tmp_path, one)
+
+
+def nested(manifests: Manifests, facts: dict[str, Any]) -> None:
+    """A stand-in two panels deep."""
+    inner = {"judges": [{"kind": "preference"}], "combine": "rank"}
+    rubric = {"kind": "rubric", "options": {"model": "judge-1"}}
+    judges = [rubric, {"kind": "panel", "options": inner}]
+    manifests["scores"]["settings"] |= {
+        "kind": "panel", "options": {"judges": judges, "combine": "rank"},
+    }  # fmt: skip
+
+
+def test_card_and_report_name_the_same_stand_ins_however_deep_the_panel(
+    runs, tmp_path, monkeypatch
+):
+    text = body(written(runs, tmp_path, nested))
+    inputs = reporting.artifacts(tmp_path / "report")
+    nested({name: used.manifest for name, used in inputs.items()}, {})
+    monkeypatch.setattr(reporting, "artifacts", lambda folder: inputs)
+    page = reporting.page_of(tmp_path, pair_map.pair_table(inputs), ReportConfig()).read_text()
+    warning = page.split("Stand-in models")[1].split("</p>")[0]
+    told = re.findall("^The judge `(.+)` is (.+)[.]$", text, re.MULTILINE)
+    assert told == [("preference", "a ranker of words and length, fitted on the source's own "
+                     "preferences")]  # fmt: skip
+    names = re.findall(r"The judge <code><bdi>(.+)</bdi></code> is (.+)\.\n", warning)
+    assert [(name, html.unescape(sort)) for name, sort in names] == told
+    assert ("policy is a small model" in text) == ("policy was trained from nothing" in warning)
 
 
 def test_a_model_that_was_given_is_no_stand_in(runs, tmp_path):
@@ -356,16 +419,24 @@ def test_depths_splits_and_authors_add_up(dataset):
 
 
 def test_only_the_largest_authors_are_listed(runs, tmp_path):
-    draft, _ = drafted(runs, tmp_path, as_it_was)
+    draft, settings = drafted(runs, tmp_path, as_it_was)
     for name in draft.table_files:
         rows = pq.read_table(draft.folder / name)
         names = [f"author {number}" for number in range(rows.num_rows)]
         place = rows.schema.get_field_index("author_chosen")
         pq.write_table(rows.set_column(place, "author_chosen", [names]), draft.folder / name)
-    found = figures.authors(draft)
-    assert len(found["rows"]) == figures.AUTHORS
-    assert found["rows"][0]["rejected"] > 1
-    assert found["more"] > 0
+    text = card.text(draft, settings).split("### Who wrote")[1].split("##")[0]
+    rows = re.findall(r"^[|] (\S.*) [|] (\d+) [|] (\d+) [|]$", text, re.MULTILINE)
+    assert len(rows) == authors.SHOWN + 1
+    assert rows[-1][0] == "all others"
+    total = draft.read(["pair_id"]).num_rows
+    assert [sum(int(row[side]) for row in rows) for side in (1, 2)] == [total, total]
+    assert f"of {number_of_authors(draft)} authors" in text
+
+
+def number_of_authors(draft: Draft) -> int:
+    sides = draft.read(["author_chosen", "author_rejected"])
+    return len({name for side in sides.columns for name in side.to_pylist()})
 
 
 def test_every_column_is_explained():

@@ -16,13 +16,14 @@ from test_server_pipeline import arguments, policy, reply
 
 from bpo_data.errors import UserError
 from bpo_data.llm.endpoint import Endpoint
-from bpo_data.llm.forecast import Asks, Seen, forecast, lasting, table
+from bpo_data.llm.forecast import Asks, Seen, forecast, table
 from bpo_data.llm.ledger import Bill
 from bpo_data.llm.limits import Limits
 from bpo_data.llm.prices import Price, Prices
 from bpo_data.llm.stub import StubServer
 from bpo_data.pipelines import config as settings
 from bpo_data.pipelines import costs
+from bpo_data.words import lasting
 
 __all__ = ["policy"]  # a fixture
 
@@ -233,13 +234,13 @@ def test_a_server_that_is_not_there_costs_nothing(tmp_path, policy):
     assert "0.0000 US dollars" in result.stdout
 
 
-def test_a_plan_says_which_cap_would_stop_the_run(tmp_path, policy):
+def test_a_plan_says_which_cap_may_stop_the_run(tmp_path, policy):
     with StubServer(reply=reply) as server:
         given = [*arguments(tmp_path, policy, server.url, "score"), prices(tmp_path)]
         assert run(*arguments(tmp_path, policy, server.url, "select")).returncode == 0
         plan = run(*given, "plan=true", "budget.usd=0.0001", "budget.requests=50")
-    assert "budget.usd=0.0001 would stop the run" in plan.stdout
-    assert "budget.requests=50 would stop the run" in plan.stdout
+    assert "budget.usd=0.0001 may stop the run" in plan.stdout
+    assert "budget.requests=50 may stop the run" in plan.stdout
     assert plan.stdout.count("expected to come to 80.") == 1
 
 

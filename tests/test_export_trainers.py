@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,32 @@ def test_side_files_name_files_that_are_there_and_tell_no_place(draft):
         words = (folder / "README.txt").read_text()
         assert 2 <= len(words.splitlines()) <= 4
         assert "train" in words or name in ("openrlhf", "axolotl", "nemo_rl")
-        for path in folder.iterdir():
-            if path.suffix in (".txt", ".yaml", ".json"):
-                assert str(draft.folder) not in path.read_text(), "the folder is renamed when done"
+        assert str(draft.folder) not in side_texts(folder), "the folder is renamed when done"
+        rows = {path.name for path in folder.iterdir() if FILE.fullmatch(path.name)}
+        assert set(FILE.findall(side_texts(folder))) == rows - {"left_out.parquet"}
+
+
+FILE = re.compile(r"\b(?:train|test|left_out)\.(?:parquet|jsonl)\b")
+
+
+def side_texts(folder: Path) -> str:
+    """All that stands beside the rows."""
+    kinds = (".txt", ".yaml", ".json")
+    return "\n".join(path.read_text() for path in folder.iterdir() if path.suffix in kinds)
+
+
+@pytest.mark.parametrize("test", [True, False])
+def test_a_format_without_rows_to_train_on_says_so_and_names_no_file_it_lacks(qwen, tmp_path, test):
+    world = World()
+    for number in range(12):
+        world.add(f"{number} <|im_end|>", ["no", "yes"], [(1, 0)])
+    if test:
+        world.add("plain", ["no", "yes"], [(1, 0)], "test")
+    draft = world.write(tmp_path, qwen, *ALL, special_tokens="leave_out")
+    for name in ALL:
+        folder = draft.folder / "formats" / name
+        files = {path.name for path in folder.iterdir()}
+        rows = {f"test{KINDS[name]().suffix}"} if test else set()
+        assert files == {"README.txt", "left_out.parquet", *rows}
+        assert "nothing to train on" in side_texts(folder)
+        assert set(FILE.findall(side_texts(folder))) == {"left_out.parquet", *rows}

@@ -38,7 +38,7 @@ def policy() -> Policy:
 
 def drawn(policy: Policy, prompts: list, seeds: list[int], **change: float) -> list[Sample]:
     settings = {"max_new_tokens": 8, "temperature": 1.0, "top_p": 1.0, "batch_rows": 4} | change
-    return sample(policy, prompts, seeds, **settings)  # type: ignore[arg-type]
+    return sample(policy, prompts, seeds, **settings)
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 3, 100])

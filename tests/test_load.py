@@ -13,7 +13,7 @@ from helpers import SHARED, needs_data
 from bpo_data.artifacts import Artifact
 from bpo_data.components.rows import Given, Rejected, Row
 from bpo_data.components.sources import Hub
-from bpo_data.errors import UserError
+from bpo_data.errors import UserError, some
 from bpo_data.runtime import Runtime
 from bpo_data.shelf import Shelf
 from bpo_data.stages import load
@@ -46,6 +46,7 @@ def test_rows_of_one_prompt_are_pooled_and_repeats_collapse(tmp_path):
         ("other", "chosen", 1), ("yes", "chosen", 1), ("no", "rejected", 0)
     ]  # fmt: skip
     assert artifact.facts["rows_in"] == 4
+    assert artifact.facts["result"] == f"{some(artifact.rows, 'prompt')} of 4 rows"
     assert artifact.facts["notices"]["repeated_prompt"] == 2
     assert artifact.facts["notices"]["repeated_response"] == 3
 

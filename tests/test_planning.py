@@ -5,19 +5,27 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from helpers import TINY, run
+from helpers import TINY, command, environment, run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bpo_data.artifacts import Artifact
 from bpo_data.llm.store import RequestStore
+from bpo_data.pipelines import run as command_line
 from bpo_data.pipelines import tree
+from bpo_data.pipelines.clean import Removable, removable, remove
 from bpo_data.pipelines.outlook import Standing, direct, needed
-from bpo_data.pipelines.saying import ago, plain, size
+from bpo_data.pipelines.running import link
+from bpo_data.pipelines.saying import plain
+from bpo_data.shelf import Shelf
 from bpo_data.stages import STAGES
+from bpo_data.words import ago, size
 
 UP_TO = "stage=pair"
 
@@ -59,13 +67,20 @@ def test_a_plan_tells_kept_from_to_run_with_time_and_size_of_the_like(runs):
     rows = {one["stage"]: one for one in answer["stages"]}
     manifest = json.loads(next(runs.glob("pair-*/manifest.json")).read_text())
     assert rows["pair"]["why"] == "per_prompt 6 -> 4"
-    assert rows["pair"]["seconds"] == manifest["seconds"]
-    assert rows["pair"]["bytes"] == sum(one["bytes"] for one in manifest["files"].values())
+    size = sum(one["bytes"] for one in manifest["files"].values())
+    assert rows["pair"]["seconds"] == pytest.approx(manifest["seconds"] * 4 / 6), "4 pairs for 6"
+    assert rows["pair"]["bytes"] == round(size * 4 / 6)
     assert rows["cluster"]["seconds"] is None
     assert rows["score"]["folder"] == str(next(runs.glob("score-*")))
     (sums, *_) = answer["notes"]
     assert "7 of 14 stages would run" in sums
-    assert "unknown: cluster, allocate, export, train, evaluate, report" in sums
+    assert "of this source: cluster, allocate, export, train, evaluate, report" in sums
+    longer = {one["stage"]: one for one in asked(runs, "plan=true", "sft.steps=120")["stages"]}
+    trained = json.loads(next(runs.glob("sft-*/manifest.json")).read_text())
+    assert longer["sft"]["seconds"] == pytest.approx(2 * trained["seconds"]), "120 updates for 60"
+    assert longer["gradients"]["seconds"] is not None
+    other = asked(runs, "plan=true", "load.options.seed=9")["stages"]
+    assert {one["seconds"] for one in other} == {None}, "another source says nothing of this one"
 
 
 def test_status_shows_what_is_begun_held_and_beside(runs, tmp_path):
@@ -99,6 +114,9 @@ def test_clean_removes_what_no_run_used_and_nothing_else(runs, tmp_path):
     RequestStore(copy / "requests.sqlite").close()
     (copy / "my-notes").mkdir()
     (copy / "load-notes.txt").write_text("mine")
+    for name in ("my-thesis.removed", "abc-0123456789ab.partial", "load-0123456789ab.removed.mine"):
+        (copy / name).mkdir()
+    (copy / "load-0123456789ab.removed").mkdir()  # of a clean that was killed
     long_ago = time.time() - 40 * 86_400
     for path in (*copy.rglob("*"), *copy.glob("*")):
         os.utime(path, (long_ago, long_ago))
@@ -123,6 +141,8 @@ def test_clean_removes_what_no_run_used_and_nothing_else(runs, tmp_path):
     assert set(json.loads(done.stdout)["removed"]) == old - {held.name}
     left = {path.name for path in copy.iterdir() if not path.name.startswith(".")}
     assert left >= {"requests.sqlite", "my-notes", "load-notes.txt", held.name}
+    assert left >= {"my-thesis.removed", "abc-0123456789ab.partial"}
+    assert "load-0123456789ab.removed" not in left
     assert not left & (old - {held.name})
     kept = run("stage=select", f"runtime.folder={copy}", *TINY)
     assert kept.stdout.count(" kept ") == 3
@@ -189,3 +209,80 @@ def test_the_document_holds_no_nan_which_is_no_json():
         "a": None,
         "b": ["x", [1, None]],
     }
+
+
+def test_clean_leaves_what_a_run_is_using(tmp_path):
+    shelf = Shelf(tmp_path)
+    folder = tmp_path / "load-0123456789ab"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    with shelf.use(Artifact(folder, {}), "a run"):
+        assert removable(shelf, 0) == []
+        assert remove(shelf, [Removable(folder.name, 0, 0.0)], 0) == []
+    assert [one.name for one in removable(shelf, 0)] == [folder.name]
+    assert remove(shelf, [Removable(folder.name, 0, 0.0)], 1) == [], "it was used a moment ago"
+    assert remove(shelf, [Removable(folder.name, 0, 0.0)], 0) == [folder.name]
+
+
+def test_to_look_for_what_is_removable_writes_nothing(tmp_path):
+    folder = tmp_path / "load-0123456789ab"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    assert len(removable(Shelf(tmp_path), 0)) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+def test_links_lead_to_one_run_alone(tmp_path):
+    for name in ("dataset", "report.html"):
+        (tmp_path / name).touch()
+    latest = tmp_path / "latest"
+    link(latest, [tmp_path / "dataset", tmp_path / "report.html"])
+    assert {path.name: path.exists() for path in latest.iterdir()} == {
+        "dataset": True,
+        "report.html": True,
+    }
+    link(latest, [tmp_path / "dataset"])
+    assert [path.name for path in latest.iterdir()] == ["dataset"]
+
+
+def test_a_manifest_that_is_none_is_named(runs, tmp_path):
+    copy = tmp_path / "runs"
+    shutil.copytree(runs, copy)
+    (manifest,) = copy.glob("embed-*/manifest.json")
+    manifest.write_text("{bad")
+    for words in (("stage=status",), ("stage=embed",), ("plan=true",)):
+        result = run(*words, f"runtime.folder={copy}", *TINY, "format=json")
+        assert result.returncode == 2, result.stderr
+        (said,) = json.loads(result.stdout)["errors"]
+        assert str(manifest) in said
+        assert "Remove the folder" in said
+
+
+def test_a_traceback_leaves_a_document_too(capsys, monkeypatch):
+    monkeypatch.setattr(command_line, "answer", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        command_line.main(["format=json"])
+    assert json.loads(capsys.readouterr().out) == {"status": "failed"}
+
+
+def test_help_is_a_document_too(capsys):
+    assert command_line.main(["--help", "format=json"]) == 0
+    assert "stage=STAGES" in json.loads(capsys.readouterr().out)["help"]
+
+
+def test_a_plan_names_a_push_that_waits_for_the_export(tmp_path):
+    words = ("plan=true", "export.push_to_hub=a/b", f"runtime.folder={tmp_path}", *TINY)
+    assert "would push to a/b once export is made" in run(*words).stdout
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(tmp_path):
+    folder = f"runtime.folder={tmp_path}"
+    shown = subprocess.Popen(
+        command("stage=select", folder, *TINY), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env=environment(),
+    )  # fmt: skip
+    shown.stdout.readline()
+    shown.stdout.close()
+    error = shown.stderr.read()
+    assert shown.wait(60) == 0, error
+    assert list(tmp_path.glob("select-*/manifest.json"))

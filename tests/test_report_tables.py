@@ -22,10 +22,19 @@ from bpo_data.errors import UserError
 from bpo_data.pipelines import ablation_page
 from bpo_data.pipelines import config as asking
 from bpo_data.pipelines.ablation import Ablation, Outcome
-from bpo_data.report import ablation, authors, clusters, costs, neighbours, pair_map, words
+from bpo_data.report import (
+    ablation,
+    authors,
+    clusters,
+    costs,
+    neighbours,
+    pair_map,
+    words,
+)
 from bpo_data.report.plain import data, short
 from bpo_data.stages import report
 from bpo_data.stages.report import ReportConfig
+from bpo_data.words import size
 
 
 @pytest.fixture(scope="module")
@@ -234,19 +243,13 @@ def test_money_is_unknown_as_soon_as_one_stage_has_no_price():
     assert costs.total([{**row, "usd": 0.5}, {**row, "usd": None}])["usd"] is None
 
 
-@pytest.mark.parametrize(
-    ("count", "said"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1_500, "1.5 kB"), (2_340_000, "2.3 MB")],
-)
-def test_sizes_are_said_for_people(count, said):
-    assert costs.size(count) == said
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"), [(0.04, "0.0 s"), (75, "1 min 15 s"), (3_725, "1 h 2 min")]
-)
-def test_times_are_said_for_people(seconds, said):
-    assert costs.duration(seconds) == said
+def test_the_page_says_sizes_and_times_as_the_terminal_does(tmp_path):
+    stages = costs.stage_rows(reporting.artifacts(tmp_path / "figures"))
+    seconds, room = (sum(row[name] for row in stages) for name in ("seconds", "bytes"))
+    assert seconds == 19.5
+    html = (reporting.write(tmp_path, ReportConfig()) / "report.html").read_text()
+    assert f"<p>20 s of work and {size(room)} on disk" in html
+    assert f">{size(stages[0]['bytes'])}</td>" in html
 
 
 def test_every_loss_names_a_file_that_is_there(tmp_path):

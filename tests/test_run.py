@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -358,22 +357,6 @@ def test_a_rule_that_breaks_its_word_is_named(unbroken, tmp_path, monkeypatch):
         assert words in result.stderr
     for partial in unbroken.glob("*.partial"):
         shutil.rmtree(partial)
-
-
-def test_a_stopped_run_says_how_to_go_on(tmp_path):
-    process = subprocess.Popen(
-        command("stage=sft", f"runtime.folder={tmp_path}", *TINY, "sft.steps=5000"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("sft-*.partial")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(1)
-    process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 130, error
-    assert "the same command goes on from here" in error
-    assert "Traceback" not in error
 
 
 def test_two_runs_at_once_share_the_work_and_corrupt_nothing(tmp_path, unbroken):

@@ -10,12 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from bpo_data.artifacts import Artifact, Draft
-from bpo_data.cards.judges import STAND_INS, Member
 from bpo_data.llm.prices import Price, Prices
 from bpo_data.tables import MSG
-
-AUTHORS = 12
-"""Authors listed, those of most responses first."""
 
 SOURCE_FILES = 12
 
@@ -76,15 +72,6 @@ def splits(draft: Draft) -> list[dict[str, Any]]:
     ]
 
 
-def depths(allocation: Mapping[str, Any]) -> list[dict[str, int]]:
-    """For each depth: prompts that had so many candidate pairs, and that keep so many."""
-    before, after = allocation["depths_before"], allocation["depths"]
-    return [
-        {"depth": depth, "before": before.get(str(depth), 0), "after": after.get(str(depth), 0)}
-        for depth in sorted({int(depth) for depth in [*before, *after]})
-    ]
-
-
 def in_words(counts: Mapping[str, int]) -> str:
     """``3 empty, 1,598 ok``."""
     return ", ".join(f"{number:,} {name}" for name, number in counts.items())
@@ -97,21 +84,6 @@ def after_cut(formats: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         for name, figures in formats.items()
         if figures.get("max_length") is not None and figures.get("pairs") is not None
     ]
-
-
-def authors(draft: Draft) -> dict[str, Any]:
-    """How often each author is chosen and rejected, the largest first; how many are left out."""
-    rows = draft.read(["author_chosen", "author_rejected"])
-    chosen = Counter(rows["author_chosen"].to_pylist())
-    rejected = Counter(rows["author_rejected"].to_pylist())
-    both = sorted((chosen + rejected).items(), key=lambda one: (-one[1], one[0]))
-    return {
-        "rows": [
-            {"name": name, "chosen": chosen[name], "rejected": rejected[name]}
-            for name, _ in both[:AUTHORS]
-        ],
-        "more": max(0, len(both) - AUTHORS),
-    }
 
 
 def measures(scores: Artifact) -> dict[str, list[dict[str, Any]]]:
@@ -143,31 +115,7 @@ def source(load: Artifact, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def requests(inputs: Mapping[str, Artifact]) -> list[dict[str, Any]]:
-    """What each stage asked of servers, for those that asked anything."""
-    found = []
-    for stage, table in (("embed", "embeddings"), ("augment", "responses"), ("score", "scores")):
-        asked = inputs[table].facts.get("requests") or {}
-        if asked.get("replies"):
-            found.append({"stage": stage, "usd": None, "models": [], **asked})
-    return found
-
-
-def spent(asked: list[dict[str, Any]]) -> float | None:
-    """US dollars of all stages; None where one of them is unknown."""
-    known = [one["usd"] for one in asked if one["usd"] is not None]
-    return sum(known) if asked and len(known) == len(asked) else None
-
-
 def price_rows(prices: Prices, models: list[str]) -> list[tuple[str, Price]]:
     """The prices of those models that the file of prices has."""
     rows = [(model, prices.of(model)) for model in dict.fromkeys(models)]
     return [(model, price) for model, price in rows if price is not None]
-
-
-def stand_ins(sft: Mapping[str, Any], judges: list[Member]) -> dict[str, Any]:
-    """What stood in for a model that one would mean to use."""
-    return {
-        "policy": sft["kind"] == "scratch",
-        "judges": [member for member in judges if member.kind in STAND_INS],
-    }

@@ -20,9 +20,6 @@ SORTS = {
     "pairwise": "a language model that compares two responses, in both orders",
 }
 
-STAND_INS = ("verifier", "preference")
-"""Kinds that show the way without a model; what they like may be far from what people like."""
-
 PROMPT = [Message(role="user", content="(the turns of the prompt, each in a field of its own)")]
 EXAMPLE = [Item(PROMPT, text, "0") for text in ("(a response)", "(another response)")]
 """Stands where prompt and responses stand in what a judge is sent."""

@@ -124,6 +124,7 @@ MEASURES = {
     "longer_wins": Measure(
         "Share of pairs within prompts, without ties in points or length, that the longer wins.",
         "{judge}: the longer response wins {percent} of {count:,} pairs.",
+        below=0.4,
         above=0.6,
     ),
     "length_spearman": Measure(
@@ -132,6 +133,7 @@ MEASURES = {
         "{judge}: points and length correlate by {value:.2f} within prompts, over {count:,} "
         "prompts; {without:,} have no correlation.",
         ends=SIGNED,
+        below=-0.3,
         above=0.3,
     ),
     "own_family_wins": Measure(

@@ -234,6 +234,5 @@ async def whole(blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     try:
         async for block in blocks:
             yield block
-    except Exception as error:
-        # The transport's own errors, of one kind or another, since openai leaves these as they are.
+    except Exception as error:  # the transport's own errors, which openai leaves as they are
         raise Unclear(f"The file was cut off: {error}") from error

@@ -15,6 +15,7 @@ from bpo_data.llm.replies import ANSWERED
 from bpo_data.llm.requests import Askable, keyed
 from bpo_data.llm.store import RequestStore
 from bpo_data.runtime import Runtime
+from bpo_data.words import lasting
 
 FEWEST, LIKELY = 1 / 8, 1 / 4
 """Tokens in a byte of text that is sent: rarely fewer, and what English comes to."""
@@ -201,12 +202,3 @@ def line(row: tuple[str, ...]) -> str:
     if len(row) == 1:
         return row[0]
     return f"{row[0]:<18}" + "".join(f"{cell:>14}" for cell in row[1:])
-
-
-def lasting(seconds: float) -> str:
-    """``0.4 s``, ``12 s``, ``7 min``, ``3.5 h``."""
-    if seconds < 10:
-        return f"{seconds:,.1f} s"
-    if seconds < 100:
-        return f"{seconds:,.0f} s"
-    return f"{seconds / 60:,.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"

@@ -13,7 +13,6 @@ import dataclasses
 import logging
 import multiprocessing
 import re
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -210,6 +209,8 @@ def arm_settings(
     problems: list[str] = []
     built = settings.build(values, problems)
     problems += built.problems()
+    if built.export.push_to_hub:
+        problems.append("export.push_to_hub has no use in an ablation: no arm is to be published.")
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     return settings.Asked(built, ("evaluate",), ablation.base, plan=False)
@@ -242,7 +243,7 @@ def run(ablation: Ablation, shared: Mapping[str, Any]) -> Iterator[Outcome]:
     def pass_on() -> None:
         for future in waiting:
             future.cancel()
-        workers.end_children()  # they hear SIGTERM as we do: what is under way is finished
+        stopping.pass_on(multiprocessing.active_children())
 
     try:
         with stopping.told(pass_on):
@@ -251,13 +252,18 @@ def run(ablation: Ablation, shared: Mapping[str, Any]) -> Iterator[Outcome]:
                     yield from done.result()
         stopping.check()
     except BrokenProcessPool as error:
+        stopping.check()
         raise UserError(
             "a process of the ablation was killed, most often for want of memory. Lower "
             "ablation.processes and run the same command again: what is made is kept."
         ) from error
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) and not stopping.at_once():
+    except KeyboardInterrupt:
+        if not stopping.at_once():
             wait(waiting)
+        else:
+            workers.end_children()
+        raise
+    except BaseException:
         workers.end_children()
         raise
     finally:
@@ -265,9 +271,9 @@ def run(ablation: Ablation, shared: Mapping[str, Any]) -> Iterator[Outcome]:
 
 
 def begin() -> None:
-    """Set up a process of the pool: Ctrl-C reaches all of them, and the parent decides."""
+    """Set up a process of the pool."""
     workers.end_with_parent()
-    stopping.install(quiet=True, ignored=(signal.SIGINT,))
+    stopping.follow()
 
 
 def of_seed(ablation: Ablation, shared: Mapping[str, Any], seed: int) -> list[Outcome]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 if TYPE_CHECKING:
-    from bpo_data.pipelines.ablation_page import Compared
+    from bpo_data.report.ablation import Compared
 
 LEFT, WIDTH, ROW, TOP, FOOT = 140, 720, 22, 46, 30
 COLOURS = {"better": "#0b6e4f", "worse": "#b3261e"}

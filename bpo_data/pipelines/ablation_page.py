@@ -15,7 +15,9 @@ from bpo_data import __version__, disk
 from bpo_data.pipelines import config
 from bpo_data.pipelines.ablation import Ablation, Outcome
 from bpo_data.pipelines.ablation_figure import figure
-from bpo_data.statistics import Estimate, holm, mean_of, student_p
+from bpo_data.report import ablation as ablation_rows
+from bpo_data.report.ablation import Compared
+from bpo_data.statistics import Estimate
 
 HEAD = (
     *("arm", "points", "minus {against}", "p", "win rate", "head", "tail"),
@@ -42,47 +44,9 @@ every size, and every rule's exact form, is ours.
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Compared:
-    """An arm in one world, beside the arm that all are compared with."""
-
-    arm: str
-    outcomes: Sequence[Outcome]
-    points: Estimate
-    minus: Estimate | None
-    """Difference from the other arm, paired by seed; None for that arm itself."""
-    p: float | None
-    """Of the difference, corrected for all comparisons of its world; None without spread."""
-
-    @property
-    def verdict(self) -> str:
-        if self.minus is None or self.minus.count < 2:
-            return ""
-        if self.minus.low > 0:
-            return "better"
-        return "worse" if self.minus.high < 0 else "tie"
-
-    def mean(self, name: str) -> float:
-        return sum(getattr(one, name) for one in self.outcomes) / len(self.outcomes)
-
-
 def compared(ablation: Ablation, outcomes: Sequence[Outcome]) -> list[Compared]:
     """Each arm of one world's outcomes, best mean points first."""
-    of_arm = {arm: [one for one in outcomes if one.arm == arm] for arm in ablation.arms}
-    base = {one.seed: one.points for one in of_arm[ablation.against]}
-    differences = {
-        arm: [one.points - base[one.seed] for one in found]
-        for arm, found in of_arm.items()
-        if arm != ablation.against
-    }
-    p = holm({arm: student_p(values) for arm, values in differences.items()})
-    rows = []
-    for arm, found in of_arm.items():
-        points = mean_of([one.points for one in found])
-        assert points is not None, "every arm has an outcome"
-        minus = mean_of(differences[arm]) if arm in differences else None
-        rows.append(Compared(arm, found, points, minus, p.get(arm)))
-    return sorted(rows, key=lambda row: (-row.points.mean, row.arm))
+    return ablation_rows.compared([dataclasses.asdict(one) for one in outcomes], ablation.against)
 
 
 def worlds_of(

@@ -13,10 +13,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bpo_data.pipelines.saying import Voice, ago, size
-from bpo_data.shelf import Shelf
+from bpo_data.pipelines.saying import Voice
+from bpo_data.shelf import LATEST, PARTIAL, Shelf
+from bpo_data.stages import STAGES
+from bpo_data.words import ago, size
 
 DAY = 86_400.0
+REMOVED = ".removed"
+"""End of the name of a folder that is being removed."""
 
 
 @dataclass
@@ -51,7 +55,7 @@ def removable(shelf: Shelf, days: float) -> list[Removable]:
     now = time.time()
     found = [
         Removable(folder.name, shelf.size(folder), now - shelf.last_used(folder))
-        for folder in shelf.folders()
+        for folder in shelf.folders(STAGES)
         if now - shelf.last_used(folder) >= days * DAY and not shelf.in_use(folder)
     ]
     return sorted(found, key=lambda one: (-one.used, one.name))
@@ -60,7 +64,7 @@ def removable(shelf: Shelf, days: float) -> list[Removable]:
 def clean(shelf: Shelf, settings: Clean, voice: Voice, *, plan: bool) -> None:
     """Show what would go, ask, remove. ``plan`` shows and nothing more."""
     found = removable(shelf, settings.days)
-    everything = list(shelf.folders())
+    everything = list(shelf.folders(STAGES))
     voice.note(removable=found, kept=len(everything) - len(found), removed=[])
     for one in found:
         voice.line(
@@ -80,7 +84,7 @@ def clean(shelf: Shelf, settings: Clean, voice: Voice, *, plan: bool) -> None:
     if plan or not (settings.yes or agreed(len(found), room)):
         voice.line("Nothing was removed." + ("" if plan else " clean.yes=true removes them."))
         return
-    gone = remove(shelf, found)
+    gone = remove(shelf, found, settings.days)
     voice.note(removed=gone)
     voice.line(f"Removed {len(gone):,} artifacts.")
 
@@ -93,19 +97,23 @@ def agreed(count: int, room: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def remove(shelf: Shelf, found: Sequence[Removable]) -> list[str]:
+def remove(shelf: Shelf, found: Sequence[Removable], days: float) -> list[str]:
     """Remove them, each under its lock; those that somebody began to use meanwhile stay."""
     gone = []
     for one in found:
         folder = shelf.folder / one.name
         with shelf.alone(folder) as free:
-            if free and folder.exists():
+            if free and folder.exists() and time.time() - shelf.last_used(folder) >= days * DAY:
                 # Renamed first: a folder half removed must never look whole.
-                going = folder.with_name(f"{one.name}.removed")
+                going = folder.with_name(f"{one.name.removesuffix(PARTIAL)}{REMOVED}")
                 folder.rename(going)
                 shutil.rmtree(going)
                 shelf.forget(folder)
                 gone.append(one.name)
-    for left in shelf.folder.glob("*.removed"):
-        shutil.rmtree(left, ignore_errors=True)
+    for left in shelf.folders(STAGES, end=REMOVED):
+        if left.name.endswith(REMOVED):  # of a clean that was killed
+            shutil.rmtree(left, ignore_errors=True)
+    for link in (shelf.folder / LATEST).glob("*"):
+        if link.is_symlink() and not link.exists():
+            link.unlink()
     return gone

@@ -144,7 +144,7 @@ def beyond(found: Sequence[Forecast], config: Config) -> Iterator[str]:
             so_far = ledger.spent(store.connection, budget.account)
     usd = so_far.usd + sum(one.expected.usd or 0.0 for one in found)
     calls = so_far.requests + sum(one.expected.calls for one in found)
-    words = "would stop the run: with what the account stands at, it is expected to come to"
+    words = "may stop the run: with what the account stands at, it is expected to come to"
     if budget.usd is not None and usd > budget.usd:
         yield f"budget.usd={budget.usd:g} {words} {usd:,.4f} US dollars."
     if budget.requests is not None and calls > budget.requests:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bpo_data.artifacts import Artifact
+from bpo_data.pipelines import likeness
+from bpo_data.pipelines.likeness import Manifests
 from bpo_data.shelf import Shelf
 from bpo_data.stages import MAKER, STAGES, Stage
-from bpo_data.work import Work, difference
+from bpo_data.words import lasting, size
+from bpo_data.work import Work
+
+if TYPE_CHECKING:
+    from bpo_data.pipelines.config import Config
 
 STATES = {
     "kept": "made, and its settings and inputs are the same",
@@ -71,12 +77,12 @@ def direct(name: str) -> list[str]:
     ]
 
 
-def standing(shelf: Shelf, work: Work) -> Standing:
+def standing(shelf: Shelf, work: Work, config: Config, known: Manifests) -> Standing:
     """How a stage stands whose inputs are all made."""
     artifact = shelf.find(work)
     if artifact is not None:
         return of_kept(shelf, artifact)
-    expected = expectation(shelf, work.stage, work.settings)
+    expected = expectation(known, work.stage, config)
     holder = shelf.holder(work)
     if holder:
         return replace(expected, state="making", why=holder)
@@ -101,29 +107,19 @@ def of_kept(shelf: Shelf, artifact: Artifact) -> Standing:
     )
 
 
-def expectation(shelf: Shelf, name: str, settings: Mapping[str, Any]) -> Standing:
+def expectation(known: Manifests, name: str, config: Config) -> Standing:
     """A stage that waits for another, with the time and size of the artifact most like it."""
     before = direct(name)
-    like = most_like(shelf, name, settings)
+    like = likeness.like(known, name, config)
     return Standing(
         stage=name,
         state="waits",
         why=f"after {', '.join(before)}",
         after=before,
         rows=like.rows if like else None,
-        seconds=like.manifest["seconds"] if like else None,
-        bytes=like.size if like else None,
+        seconds=like.seconds if like else None,
+        bytes=like.bytes if like else None,
     )
-
-
-def most_like(shelf: Shelf, name: str, settings: Mapping[str, Any]) -> Artifact | None:
-    """The artifact of a stage whose settings differ least, the newest of equals."""
-    found: list[tuple[int, str, Artifact]] = []
-    for path, manifest in shelf.manifests(name):
-        alike = Work(name, manifest["version"], dict(settings), manifest["inputs"])
-        count = len(difference({**manifest, "outside": {}, "shown": {}}, alike))
-        found.append((-count, manifest["made"], Artifact(path.parent, manifest)))
-    return max(found, key=lambda one: one[:2])[2] if found else None
 
 
 def totals(standings: Sequence[Standing]) -> Iterator[str]:
@@ -132,8 +128,6 @@ def totals(standings: Sequence[Standing]) -> Iterator[str]:
     if not waiting:
         yield f"Nothing to do: all {len(standings)} stages are kept."
         return
-    from bpo_data.llm.forecast import lasting
-    from bpo_data.pipelines.saying import size
 
     known = [one for one in waiting if one.seconds is not None]
     unknown = [one.stage for one in waiting if one.seconds is None]
@@ -143,5 +137,5 @@ def totals(standings: Sequence[Standing]) -> Iterator[str]:
         room = sum(one.bytes or 0 for one in known)
         parts.append(f"about {lasting(seconds)} and {size(room)}, as the like took before")
     if unknown:
-        parts.append(f"never made here, so unknown: {', '.join(unknown)}")
+        parts.append(f"nothing like it was made of this source: {', '.join(unknown)}")
     yield "; ".join(parts) + "."

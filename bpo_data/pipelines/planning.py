@@ -8,24 +8,26 @@ from pathlib import Path
 from bpo_data.llm.forecast import table
 from bpo_data.pipelines import costs, tree
 from bpo_data.pipelines.command import Command, account_line
+from bpo_data.pipelines.likeness import Manifests, all_manifests
 from bpo_data.pipelines.outlook import Standing, expectation, inputs_of, standing, totals
 from bpo_data.pipelines.running import pushed
-from bpo_data.pipelines.saying import Voice, size
+from bpo_data.pipelines.saying import Voice
 from bpo_data.stages import STAGES
-from bpo_data.work import settings_of
+from bpo_data.words import size
 
 
 def standings(command: Command) -> list[Standing]:
     """How each stage of a command stands; kept ones are put among what the command has."""
-    return [standing_of(command, name) for name in command.stages]
+    known = all_manifests(command.shelf)
+    return [standing_of(command, name, known) for name in command.stages]
 
 
-def standing_of(command: Command, name: str) -> Standing:
+def standing_of(command: Command, name: str, known: Manifests) -> Standing:
     stage = STAGES[name]
     if any(made not in command.made for made in inputs_of(stage)):
-        return expectation(command.shelf, name, settings_of(getattr(command.config, name)))
+        return expectation(known, name, command.config)
     work = command.work(name)
-    found = standing(command.shelf, work)
+    found = standing(command.shelf, work, command.config, known)
     if found.state == "kept":
         artifact = command.shelf.find(work)
         assert artifact is not None, "it is kept"
@@ -52,6 +54,8 @@ def plan(command: Command, voice: Voice) -> None:
     for line in (*table(expected), *said):
         voice.line(line)
     sent = pushed(command, dry_run=True)
+    if command.config.export.push_to_hub and not sent and "export" in command.stages:
+        sent = [f"would push to {command.config.export.push_to_hub} once export is made"]
     for line in sent:
         voice.line(line)
     voice.note(stages=found, requests=expected, notes=[*totals(found), *said], push=sent)
@@ -74,7 +78,7 @@ def beside(command: Command, found: list[Standing], voice: Voice) -> Iterator[st
     """What else is in the runs folder: other artifacts, the request store, the account."""
     shelf = command.shelf
     ours = {Path(one.folder).name for one in found if one.folder}
-    others = [folder for folder in shelf.folders() if folder.name not in ours]
+    others = [folder for folder in shelf.folders(STAGES) if folder.name not in ours]
     here = sum(one.bytes or 0 for one in found if one.state == "kept")
     room = sum(shelf.size(folder) for folder in others)
     voice.note(

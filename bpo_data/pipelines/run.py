@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bpo_data import __version__, stopping
+from bpo_data import __version__, hub, stopping
 from bpo_data.errors import UserError
 from bpo_data.pipelines import config as settings
 from bpo_data.pipelines.clean import clean
@@ -51,7 +51,11 @@ def main(arguments: Sequence[str]) -> int:
     set_up_logging()
     voice = Voice(settings.format_word(arguments))
     with stopping.listening():
-        return ended(arguments, voice)
+        try:
+            return ended(arguments, voice)
+        except BaseException:  # rises whole; scripts learn that there is nothing to read
+            voice.end("failed")
+            raise
 
 
 def ended(arguments: Sequence[str], voice: Voice) -> int:
@@ -63,14 +67,12 @@ def ended(arguments: Sequence[str], voice: Voice) -> int:
     except UserError as error:
         return put_right(voice, str(error))
     except KeyboardInterrupt:
+        stopping.deafen()
         where = f" in {stopping.doing}" if stopping.doing else ""
         stopping.tell(f"stopped{where}; the same command goes on from here.")
         voice.note(stage=stopping.doing)
         voice.end("stopped")
         return 130
-    except BrokenPipeError:  # the reader of our lines, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         if error.errno not in DISK_FAULTS:
             raise
@@ -93,7 +95,10 @@ def answer(arguments: Sequence[str], voice: Voice) -> None:
         voice.note(version=__version__)
         return
     if "--help" in arguments or "-h" in arguments:
-        voice.line(help_text([word for word in arguments if not word.startswith("-")]))
+        sections = [word for word in arguments if not word.startswith("-") and "=" not in word]
+        text = help_text(sections)
+        voice.line(text)
+        voice.note(help=text)
         return
     if settings.is_ablation(arguments):
         compare(arguments, voice)
@@ -109,7 +114,11 @@ def answer(arguments: Sequence[str], voice: Voice) -> None:
     elif asked.plan:
         plan(Command(asked), voice)
     else:
-        Run(asked, voice, words).go()
+        if asked.config.export.push_to_hub:
+            hub.ready()  # before hours of work
+        run = Run(asked, voice, words)
+        run.go()
+        run.hand_over()
 
 
 def put_right(voice: Voice, text: str) -> int:
@@ -127,6 +136,7 @@ def compare(arguments: Sequence[str], voice: Voice) -> None:
 
     recipe = settings.recipe_word(arguments)
     asked, shared = ablation.read(recipe, arguments)
+    stopping.doing = "the ablation"
     total = len(asked.all_worlds()) * len(asked.arms) * len(asked.all_seeds())
     outcomes = []
     for one in ablation.run(asked, shared):
@@ -136,9 +146,10 @@ def compare(arguments: Sequence[str], voice: Voice) -> None:
     for line in ablation_page.lines(asked, outcomes):
         voice.line(line)
     folder = Path(shared.get("runtime.folder", Runtime().folder)) / "ablation" / Path(recipe).stem
-    page = ablation_page.write(folder, asked, shared, outcomes, f"{PROGRAM} {' '.join(arguments)}")
+    words = f"{PROGRAM} {shlex.join(arguments)}"
+    page = ablation_page.write(folder, asked, shared, outcomes, words)
     voice.line(f"page {page}   rows {folder / 'outcomes.parquet'}")
-    voice.note(page=page, rows=folder / "outcomes.parquet", outcomes=outcomes)
+    voice.note(command=words, page=page, rows=folder / "outcomes.parquet", outcomes=outcomes)
 
 
 def help_text(words: list[str]) -> str:

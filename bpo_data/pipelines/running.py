@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,9 @@ from bpo_data.pipelines import costs
 from bpo_data.pipelines.command import Command, account_line
 from bpo_data.pipelines.outlook import inputs_of
 from bpo_data.pipelines.saying import Voice, say
+from bpo_data.shelf import LATEST
 from bpo_data.stages import STAGES
 from bpo_data.work import Work
-
-LATEST = "latest"
-"""Folder of links to what the last run ended with."""
 
 
 class Run(Command):
@@ -37,16 +35,21 @@ class Run(Command):
         """The command line, for the note on what used an artifact."""
         self.expected: list[Forecast] = []
         """What the stages made in this run were expected to ask."""
+        self.using = ExitStack()
+        """Locks on the artifacts that this run needs, so that nobody removes them."""
 
     def go(self) -> None:
+        """Make what is missing."""
         self.make_folder()
-        if self.config.export.push_to_hub:
-            hub.ready()  # before hours of work
-        try:
-            for name in self.stages:
-                self.bring(name)
-        finally:
-            self.tell_bills()
+        with self.using:
+            try:
+                for name in self.stages:
+                    self.bring(name)
+            finally:
+                self.tell_bills()
+
+    def hand_over(self) -> None:
+        """Say where the results are, and send them where that is asked for."""
         self.last_line()
         for line in pushed(self, dry_run=False):
             self.voice.line(line)
@@ -75,7 +78,8 @@ class Run(Command):
                     say(name, f"running: {self.shelf.why(work)}")
                     artifact, verb = self.make(name, work), "made"
         self.made[stage.makes] = artifact
-        self.shelf.use(artifact, self.words)
+        if lock := self.shelf.use(artifact, self.words):
+            self.using.enter_context(lock)
         self.voice.line(result_line(name, verb, artifact))
         self.voice.add("stages", row_of(name, verb, artifact))
         stopping.doing = ""
@@ -108,8 +112,7 @@ class Run(Command):
             return self.shelf.make(work, stage.makes, stage.module.schema(section), inputs, run)
         except UserError as error:
             raise UserError(located(name, str(error))) from error
-        except Exception as error:
-            # Every exception but the user's rises whole; it only learns where it happened.
+        except Exception as error:  # rises whole, with what we know
             error.add_note(
                 f"This happened in the stage {name}. What it had finished is in "
                 f"{self.shelf.folder / work.name}.partial, and the same command goes on from it."
@@ -144,7 +147,7 @@ class Run(Command):
             self.voice.line("   ".join(parts))
         self.voice.note(**found)
         if found:
-            link(self.shelf.folder / LATEST, found)
+            link(self.shelf.folder / LATEST, list(found.values()))
 
 
 def pushed(command: Command, *, dry_run: bool) -> list[str]:
@@ -166,11 +169,15 @@ def results(made: dict[str, Artifact]) -> dict[str, Path]:
     return found
 
 
-def link(folder: Path, found: dict[str, Path]) -> None:
-    """Links ``latest/dataset`` and ``latest/report.html``, for a path that stays the same."""
+def link(folder: Path, found: list[Path]) -> None:
+    """Links ``latest/dataset`` and ``latest/report.html``, for a path that stays the same; links
+    to what another run ended with go."""
     with suppress(OSError):  # a convenience, which not every file system knows
         folder.mkdir(exist_ok=True)
-        for path in found.values():
+        for old in folder.iterdir():
+            if old.is_symlink() and old.name not in {path.name for path in found}:
+                old.unlink()
+        for path in found:
             new = folder / f".{path.name}.{os.getpid()}"
             new.symlink_to(os.path.relpath(path, folder))
             new.replace(folder / path.name)

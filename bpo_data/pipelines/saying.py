@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 FORMATS = ("text", "json")
 
@@ -22,7 +23,13 @@ class Voice:
 
     def line(self, text: str) -> None:
         """A line for people: on stdout, which ``format=json`` keeps for its document."""
-        print(text, file=sys.stdout if self.form == "text" else sys.stderr, flush=True)
+        self.write(text, sys.stdout if self.form == "text" else sys.stderr)
+
+    def write(self, text: str, stream: TextIO) -> None:
+        try:
+            print(text, file=stream, flush=True)
+        except BrokenPipeError:  # its reader, such as `head`, has seen enough; the work goes on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
     def note(self, **parts: Any) -> None:
         """Parts of the document."""
@@ -36,7 +43,8 @@ class Voice:
         """Print the document; nothing where lines were asked for."""
         if self.form == "json":
             whole = plain({"status": status, **self.answer})
-            print(json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False), flush=True)
+            text = json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False)
+            self.write(text, sys.stdout)
 
 
 def plain(value: Any) -> Any:
@@ -55,29 +63,3 @@ def plain(value: Any) -> Any:
 def say(name: str, text: str) -> None:
     """A line of progress on stderr."""
     print(f"{name:<10} {text}", file=sys.stderr, flush=True)
-
-
-def size(count: int | None) -> str:
-    """``812 B``, ``4.2 kB``, ``18 MB``; empty for None."""
-    if count is None:
-        return ""
-    number, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if number < 1000 or unit == "TB":
-            break
-        number /= 1000
-    return f"{number:.0f} {unit}" if unit == "B" or number >= 10 else f"{number:.1f} {unit}"
-
-
-def ago(seconds: float) -> str:
-    """How long ago, in the unit people would use."""
-    for bound, length, unit in (
-        (90, 1, "second"),
-        (5_400, 60, "minute"),
-        (129_600, 3_600, "hour"),
-        (math.inf, 86_400, "day"),
-    ):
-        if seconds < bound:
-            count = max(0, round(seconds / length))
-            return f"{count:,} {unit}{'' if count == 1 else 's'} ago"
-    raise AssertionError("the last bound is beyond everything")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from bpo_data.llm.forecast import lasting
 from bpo_data.pipelines.outlook import Standing
-from bpo_data.pipelines.saying import ago, size
+from bpo_data.words import ago, lasting, size
 
 NAME = 17
 """Characters of the column that holds the tree."""

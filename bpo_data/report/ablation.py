@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -16,19 +16,28 @@ NEEDED = ("world", "arm", "seed", "points", "win_rate", "pairs", "prompts", "cho
 
 
 @dataclass(frozen=True)
-class Arm:
-    """An arm of one world."""
+class Compared:
+    """An arm in one world, beside the arm that all are compared with."""
 
     arm: str
+    rows: Sequence[Mapping[str, Any]]
+    """Its outcomes, one for each seed."""
     points: Estimate
     minus: Estimate | None
-    """Difference in points from the arm compared with, paired by seed; None for that arm."""
+    """Difference in points from the other arm, paired by seed; None for that arm itself."""
     p: float | None
-    """Student's, corrected for all comparisons of the world (Holm 1979)."""
-    win_rate: float
-    pairs: float
-    prompts: float
-    chosen_longer: float
+    """Student's, corrected for all comparisons of the world (Holm 1979); None without spread."""
+
+    @property
+    def verdict(self) -> str:
+        if self.minus is None or self.minus.count < 2:
+            return ""
+        if self.minus.low > 0:
+            return "better"
+        return "worse" if self.minus.high < 0 else "tie"
+
+    def mean(self, name: str) -> float:
+        return float(sum(row[name] for row in self.rows) / len(self.rows))
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class World:
     name: str
     against: str
     seeds: int
-    arms: list[Arm]
+    arms: list[Compared]
 
 
 def outcomes(folder: str) -> tuple[list[dict[str, Any]], str]:
@@ -67,37 +76,30 @@ def outcomes(folder: str) -> tuple[list[dict[str, Any]], str]:
     return table.to_pylist(), against
 
 
-def worlds(rows: Sequence[dict[str, Any]], against: str) -> Iterator[World]:
-    """Each world's arms, the best mean points first."""
-    for name, group in groupby(
-        sorted(rows, key=lambda row: row["world"]), lambda row: row["world"]
-    ):
+def worlds(rows: Sequence[Mapping[str, Any]], against: str) -> Iterator[World]:
+    """Each world by name, its arms with the best mean points first."""
+    ordered = sorted(rows, key=lambda row: row["world"])
+    for name, group in groupby(ordered, lambda row: row["world"]):
         found = list(group)
-        arms: dict[str, list[dict[str, Any]]] = {}
-        for row in found:
-            arms.setdefault(row["arm"], []).append(row)
-        base = {row["seed"]: row["points"] for row in arms[against]}
-        minus = {
-            arm: [row["points"] - base[row["seed"]] for row in of_arm if row["seed"] in base]
-            for arm, of_arm in arms.items()
-            if arm != against
-        }
-        p = holm({arm: student_p(values) for arm, values in minus.items()})
-        compared = [
-            arm_of(arm, of_arm, mean_of(minus.get(arm, [])), p.get(arm))
-            for arm, of_arm in arms.items()
-        ]
-        compared.sort(key=lambda one: (-one.points.mean, one.arm))
-        yield World(name, against, len({row["seed"] for row in found}), compared)
+        seeds = len({row["seed"] for row in found})
+        yield World(name, against, seeds, compared(found, against))
 
 
-def arm_of(
-    arm: str, rows: Sequence[dict[str, Any]], minus: Estimate | None, p: float | None
-) -> Arm:
-    points = mean_of([row["points"] for row in rows])
-    assert points is not None, "an arm has an outcome"
-    means = (
-        sum(row[name] for row in rows) / len(rows)
-        for name in ("win_rate", "pairs", "prompts", "chosen_is_longer")
-    )
-    return Arm(arm, points, minus, p, *means)
+def compared(rows: Sequence[Mapping[str, Any]], against: str) -> list[Compared]:
+    """Each arm of one world's outcomes, best mean points first."""
+    arms: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        arms.setdefault(row["arm"], []).append(row)
+    base = {row["seed"]: row["points"] for row in arms[against]}
+    minus = {
+        arm: [row["points"] - base[row["seed"]] for row in found if row["seed"] in base]
+        for arm, found in arms.items()
+        if arm != against
+    }
+    p = holm({arm: student_p(values) for arm, values in minus.items()})
+    rows_of = []
+    for arm, found in arms.items():
+        points = mean_of([row["points"] for row in found])
+        assert points is not None, "an arm has an outcome"
+        rows_of.append(Compared(arm, found, points, mean_of(minus.get(arm, [])), p.get(arm)))
+    return sorted(rows_of, key=lambda row: (-row.points.mean, row.arm))

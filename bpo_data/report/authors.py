@@ -1,4 +1,4 @@
-"""Who wrote the chosen and the rejected responses of the kept pairs."""
+"""Who wrote the chosen and the rejected responses of the kept pairs, for card and report."""
 
 from __future__ import annotations
 

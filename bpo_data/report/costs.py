@@ -32,10 +32,14 @@ def request_rows(inputs: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     for used in inputs.values():
         asked = used.facts.get("requests") or {}
         if asked.get("replies"):
-            row = {name: asked[name] for name in SUMMED}
-            states = asked["states"]
             found.append(
-                {"stage": used.manifest["stage"], "usd": asked.get("usd"), "states": states, **row}
+                {
+                    "stage": used.manifest["stage"],
+                    "models": asked.get("models", []),
+                    "states": asked["states"],
+                    "usd": asked.get("usd"),
+                    **{name: asked[name] for name in SUMMED},
+                }
             )
     return found
 
@@ -45,23 +49,3 @@ def total(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     prices = [row["usd"] for row in rows]
     usd = None if any(price is None for price in prices) else sum(prices)
     return {"usd": usd, **{name: sum(row[name] for row in rows) for name in SUMMED}}
-
-
-def size(count: int) -> str:
-    """``1.2 MB``: bytes for people, in powers of 1,000."""
-    amount = float(count)
-    for unit in ("bytes", "kB", "MB"):
-        if amount < 1_000:
-            return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
-        amount /= 1_000
-    return f"{amount:.1f} GB"
-
-
-def duration(seconds: float) -> str:
-    """``3 min 20 s``, ``1 h 5 min``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60:,} h {minutes % 60} min"

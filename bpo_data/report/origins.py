@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import Any
 
 from bpo_data import __version__
-from bpo_data.artifacts import Artifact
+from bpo_data.cards.judges import Member
+from bpo_data.cards.privacy import HIDDEN, without_secrets
 
 PACKAGES = (
     *("torch", "transformers", "trl", "accelerate", "datasets", "tokenizers", "faiss-cpu"),
     *("faiss-gpu", "scikit-learn", "scipy", "numpy", "pyarrow", "jinja2"),
 )
-PROGRAMS = {
-    "verifier": "a program that marks answers",
-    "preference": "a ranker fitted on your pairs",
-}
-"""Judges that are no model of language."""
+HIDDEN_SAID = f"Values shown as {HIDDEN} looked like keys; they have to be filled in."
+STAND_INS = ("verifier", "preference")
+"""Judges that show the way without a model; what they like may be far from what people like."""
 
 
 def versions() -> list[tuple[str, str]]:
@@ -36,7 +35,8 @@ def recipe(settings: Mapping[str, Mapping[str, Any]], defaults: Mapping[str, Any
     """A recipe, in YAML, that asks for these settings whatever any other recipe says.
 
     ``settings`` and ``defaults`` are by stage. What stands at its default is left out, but for the
-    options of kinds: a recipe replaces them whole.
+    options of kinds: a recipe replaces them whole. What looks like a key is hidden, and a comment
+    says so.
     """
     import yaml
 
@@ -44,18 +44,18 @@ def recipe(settings: Mapping[str, Mapping[str, Any]], defaults: Mapping[str, Any
         stage: {name: value for name, value in values.items() if value != defaults[stage].get(name)}
         for stage, values in settings.items()
     }
-    kept = {stage: values for stage, values in own.items() if values}
-    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=100)
+    kept = without_secrets({stage: values for stage, values in own.items() if values})
+    text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=100)
+    return f"# {HIDDEN_SAID}\n{text}" if HIDDEN in text else text
 
 
-def stand_ins(inputs: Mapping[str, Artifact]) -> Iterator[str]:
-    """What of this run is no model one would use; each in a few words."""
-    if inputs["policy"].facts.get("kind") == "scratch":
-        yield "the policy was trained from nothing"
-    settings = inputs["scores"].manifest["settings"]
-    judges = [settings["kind"]]
-    if settings["kind"] == "panel":
-        judges = [judge.get("kind", "") for judge in settings["options"].get("judges", [])]
-    for kind in dict.fromkeys(judges):
-        if kind in PROGRAMS:
-            yield f"the judge is {PROGRAMS[kind]}"
+def stand_ins(sft: Mapping[str, Any], judges: Iterable[Member]) -> dict[str, Any]:
+    """What stood in for a model that one would mean to use, for card and report alike.
+
+    ``policy`` says whether it was trained from nothing; ``judges`` are those of ``STAND_INS``, out
+    of all that ``cards.judges.members`` finds, however deep in panels.
+    """
+    return {
+        "policy": sft["kind"] == "scratch",
+        "judges": [member for member in judges if member.kind in STAND_INS],
+    }

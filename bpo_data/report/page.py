@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bpo_data.report.costs import duration, size
+from bpo_data.errors import some
 from bpo_data.report.plain import data, short
+from bpo_data.words import lasting, size
 
 PAGES = Path(__file__).parents[1] / "pages"
 STYLES = ("report.css", "map.css", "print.css")
@@ -31,8 +32,9 @@ def render(view: Mapping[str, Any], points: Mapping[str, Any]) -> str:
     )
     environment.filters |= {
         "count": "{:,}".format,
+        "some": some,
         "size": size,
-        "duration": duration,
+        "lasting": lasting,
         "plain": lambda text: short(str(text), LONGEST),
     }
     style = "\n".join(source(name) for name in STYLES)

@@ -132,7 +132,7 @@ def run(
     elif not judge.judges_new:
         draft.facts["why_no_win_rate"] = (
             f"the judge {judge.name} knows the source's own responses only, so new responses "
-            f"have no points; the ranking of held-out pairs is measured instead"
+            f"have no points"
         )
         asked = []
     samples = {side: answers(draft, policy, asked, config) for side, policy in policies.items()}

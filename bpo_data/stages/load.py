@@ -138,6 +138,8 @@ def run(draft: Draft, config: LoadConfig, runtime: Runtime) -> None:
             f"Name those that hold responses with load.columns.chosen, .rejected or .response."
         )
     draft.facts |= {
+        "result": some(len(table), "prompt")
+        + (f" of {some(rows_in, 'row')}" if rows_in != len(table) else ""),
         "rows_in": rows_in,
         "rows_rejected": len(rejected),
         "rejected_by_reason": dict(Counter(row.reason for row in rejected)),
@@ -165,7 +167,7 @@ def reasons(rejected: Iterable[Rejected]) -> str:
     return "; ".join(
         f"{reason} {number} ({first[reason].origin}: {first[reason].detail})"
         for reason, number in count.most_common(3)
-    ) + (f"; and {len(count) - 3} more reasons" if len(count) > 3 else "")
+    ) + (f"; {some(len(count) - 3, 'other reason')}" if len(count) > 3 else "")
 
 
 def limited(grouped: dict[str, list[Row]], config: LoadConfig) -> dict[str, list[Row]]:

@@ -13,6 +13,8 @@ import pyarrow as pa
 
 from bpo_data import disk
 from bpo_data.artifacts import Artifact, Draft
+from bpo_data.cards import judges, privacy
+from bpo_data.components.embedders import unit
 from bpo_data.errors import UserError
 from bpo_data.report import (
     ablation,
@@ -22,6 +24,7 @@ from bpo_data.report import (
     costs,
     evaluation,
     figures,
+    lengths,
     losses,
     neighbours,
     origins,
@@ -30,10 +33,11 @@ from bpo_data.report import (
     words,
 )
 from bpo_data.runtime import Runtime
+from bpo_data.stages.cluster import ClusterConfig, gradients_of
 from bpo_data.tables import columns, lookup
 from bpo_data.work import leaves, settings_of
 
-VERSION = 4
+VERSION = 5
 TOPICS = 40
 """Topics listed; the rest is in the tables the page names."""
 
@@ -96,6 +100,7 @@ def run(draft: Draft, config: ReportConfig, runtime: Runtime) -> None:
     disk.write_bytes(recipe.encode(), draft.view("recipe.yaml"))
     folder = str(draft.folder).removesuffix(".partial")
     view |= {"recipe": recipe, "folder": folder, "neighbours": near is not None}
+    view["has_hidden"] = privacy.HIDDEN in recipe
     html = page.render(view, pair_map.payload(drawn))
     disk.write_bytes(html.encode(), draft.view("report.html"))
     if config.figures:
@@ -111,9 +116,6 @@ def run(draft: Draft, config: ReportConfig, runtime: Runtime) -> None:
 
 def nearest_pairs(draft: Draft, table: pa.Table) -> pa.Array | None:
     """Neighbours by gradient of each row of ``table``; None, and a line, where that is too much."""
-    from bpo_data.components.embedders import unit
-    from bpo_data.stages.cluster import ClusterConfig, gradients_of
-
     why = neighbours.too_many(table.num_rows, draft.inputs["gradients"].facts["dim"])
     if why:
         draft.say(why)
@@ -135,12 +137,13 @@ def gathered(
     wins = evaluation.by_topic(inputs)
     breadths = breadth.topic_rows(inputs, table)
     requests = costs.request_rows(inputs)
+    settings = privacy.without_secrets(settings_by_stage(inputs))
     kept = table.filter(table["kept"])
     return {
         "facts": {name: used.facts for name, used in inputs.items()},
-        "settings": {used.manifest["stage"]: used.manifest["settings"] for used in inputs.values()},
+        "settings": settings,
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "stand_ins": list(origins.stand_ins(inputs)),
+        "stand_ins": origins.stand_ins(settings["sft"], judges.members(settings["score"])),
         "depths": depths.to_pylist(),
         "topics": {"wins": wins, "breadth": breadths, "most": TOPICS},
         "worlds": list(ablation.worlds(*ablation.outcomes(config.ablation)))
@@ -152,6 +155,7 @@ def gathered(
         "sampled_words": table.num_rows > words.SAMPLED,
         "pairs_total": table.num_rows,
         "points": min(config.points, table.num_rows),
+        "length_tells": lengths.tells(kept),
         "authors": authors.authors(kept),
         "hygiene": inputs["scores"].read("hygiene.parquet").to_pylist(),
         "stages": costs.stage_rows(inputs),
@@ -168,12 +172,15 @@ def gathered(
     }
 
 
+def settings_by_stage(inputs: Mapping[str, Artifact]) -> dict[str, dict[str, Any]]:
+    return {used.manifest["stage"]: used.manifest["settings"] for used in inputs.values()}
+
+
 def own_recipe(inputs: Mapping[str, Artifact], config: ReportConfig) -> str:
-    """A recipe that asks for what these artifacts were made by."""
+    """A recipe that asks for what these artifacts were made by, but for keys."""
     from bpo_data.stages import STAGES  # the list names this module
 
-    settings = {used.manifest["stage"]: used.manifest["settings"] for used in inputs.values()}
-    settings["report"] = settings_of(config)
+    settings = settings_by_stage(inputs) | {"report": settings_of(config)}
     defaults = {
         name: settings_of(typing.get_type_hints(STAGES[name].module.schema)["config"]())
         for name in settings

@@ -72,6 +72,10 @@ def model_digests(kind: str, options: Mapping[str, Any]) -> dict[str, str]:
     return folder_digests("" if kind in SERVED else str(options.get("model", "")))
 
 
+AGREES = 0.65
+"""A judge that agrees less often with the source's own preferences is named. Our bound."""
+
+
 def schema(config: ScoreConfig) -> pa.Schema:
     return columns(
         response_id=ID,
@@ -140,6 +144,12 @@ def run(
         "requests": desk.facts(),
         "flagged": figures.filter(figures["flag"])["note"].to_pylist(),
     }
+    agreed = draft.facts["agreement_with_given"]
+    if agreed is not None and agreed < AGREES:
+        draft.facts["flagged"].append(
+            f"the judge agrees with the source's own preferences in {agreed:.1%} of the cases; "
+            f"chance gives 50 %."
+        )
     for note in draft.facts["flagged"]:
         draft.say(note)
     if not readable:

@@ -93,7 +93,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Made:
-    """What the texts beside the rows have to name."""
+    """What the texts beside the rows have to name; there are rows to train on."""
 
     longest: int
     """Tokens a row may have; 0 where no limit is known."""
@@ -139,7 +139,10 @@ class Exporter(Protocol):
         """Whether what the trainer keeps of a cut row's two responses is the same."""
 
     def files(self, made: Made) -> dict[str, str]:
-        """File name -> text of the side files, README.txt among them."""
+        """File name -> text of the side files, README.txt among them.
+
+        Not asked where the train split has no row: a README.txt alone says so then.
+        """
 
 
 class Format:

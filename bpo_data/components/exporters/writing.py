@@ -90,9 +90,20 @@ class Folder:
             schema = columns(**{self.exporter.key: ID, "reason": pa.string()})
             table = pa.Table.from_pylist(self.left_out, schema=schema)
             disk.write_parquet(table, self.path("left_out.parquet"))
-        made = Made(longest, "test" in self.streams, counts)
-        for name, text in self.exporter.files(made).items():
+        files = {"README.txt": self.untrainable()}
+        if "train" in self.streams:
+            files = self.exporter.files(Made(longest, "test" in self.streams, counts))
+        for name, text in files.items():
             disk.write_bytes(text.encode(), self.path(name))
+
+    def untrainable(self) -> str:
+        """What stands in place of the side files, which name the rows to train on."""
+        lines = ["There is nothing to train on here: no row of the train split."]
+        if "test" in self.streams:
+            lines.append(f"test{self.exporter.suffix} holds the rows of the test split.")
+        if self.left_out:
+            lines.append("left_out.parquet says what was left out, and why.")
+        return "\n".join(lines) + "\n"
 
     def path(self, name: str) -> Path:
         return self.draft.view(f"formats/{self.name}/{name}")

@@ -75,8 +75,19 @@ def parts(keys: Collection[str], columns: Columns) -> dict[str, tuple[str, ...]]
         if found[half] and not found[other]:
             raise Bad("missing_column", _no_column(other, other, keys))
     if keys and not found["prompt"] and not found["chosen"]:
-        raise Bad("missing_column", _no_column("prompt", "prompt", keys))
+        raise Bad("missing_column", _no_column("prompt", "prompt", keys) + _others(found))
     return found
+
+
+def _others(found: Mapping[str, tuple[str, ...]]) -> str:
+    """What else is to be named where the prompt is not found, so that it is told at once."""
+    if found["response"]:
+        return ""
+    return (
+        " Responses were not found either: name those of pairs with load.columns.chosen and "
+        "load.columns.rejected (whole transcripts need no prompt), of rated responses with "
+        "load.columns.response and load.columns.score."
+    )
 
 
 def _no_column(name: str, part: str, keys: Collection[str]) -> str:

@@ -90,9 +90,12 @@ def find_files(pattern: str) -> list[Path]:
         raise UserError(f"load.path={pattern}: no data file is there. {_unsupported()}")
     folder = path.parent
     names = [one.name for one in folder.iterdir()] if folder.is_dir() else []
+    data = sorted(name for name in names if _suffix(folder / name) in KINDS)
     near = nearest(path.name, names) or (
-        f" In {folder}: {', '.join(sorted(names)[:8])}."
-        if names
+        f" In {folder}: {', '.join(data[:8])}."
+        if data
+        else f" There is no data file in {folder}. {_unsupported()}"
+        if folder.is_dir()
         else f" There is no folder {folder} either."
     )
     raise UserError(f"load.path={pattern}: nothing is there.{near}")
