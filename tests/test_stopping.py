@@ -99,7 +99,7 @@ def test_training_stops_after_its_update_and_goes_on_to_the_same_weights(tmp_pat
 
 @pytest.mark.slow
 def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
-    arguments = ("stage=sft", *TINY, *SLOW_TRAINING)
+    arguments = ("stage=sft", *TINY, "sft.steps=400")
     killed, saving = tmp_path / "killed", "sft.save_steps=20"
     process = start(*arguments, saving, f"runtime.folder={killed}")
     wait_for(lambda: list(killed.glob("sft-*.partial/.resume/trainer/checkpoint-*/whole")))
