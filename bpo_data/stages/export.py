@@ -25,7 +25,7 @@ from bpo_data.statistics import gini
 from bpo_data.tables import ID, MSG, columns, lookup, lot, maybe
 from bpo_data.work import HOW, settings_of
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass
