@@ -10,8 +10,6 @@ import pytest
 from helpers import TINY, run
 from judged import fields_of
 
-from bpo_data.policy import save_policy
-from bpo_data.scratch import Scratch, make_policy
 from bpo_data.components.judging import Judgement, Opinion, Verdict
 from bpo_data.components.wins import (
     REASONS,
@@ -20,6 +18,8 @@ from bpo_data.components.wins import (
     topic_figures,
     win_figures,
 )
+from bpo_data.policy import save_policy
+from bpo_data.scratch import Scratch, make_policy
 
 STILL = ("train.learning_rate=1e-12", "train.steps=1")
 """Training that moves no weight by more than float32 can hold."""
