@@ -29,6 +29,7 @@ def text(draft: Draft, config: Mapping[str, Any], prices: Prices | None = None) 
 
     settings = {used.manifest["stage"]: used.manifest["settings"] for used in draft.inputs.values()}
     settings = privacy.without_secrets(settings | {"export": dict(config)})
+    differences = origins.differing(settings)
     folders = privacy.folders_in(settings)
     pen = Pen(folders)
     story = told(draft, settings, prices or Prices())
@@ -39,9 +40,9 @@ def text(draft: Draft, config: Mapping[str, Any], prices: Prices | None = None) 
         card_data=Ready(data.to_yaml()),
         title=title,
         settings=settings,
-        settings_json=Ready(privacy.as_json(privacy.shortened(settings, folders))),
+        settings_json=Ready(privacy.as_json(privacy.shortened(differences, folders))),
         is_shortened=bool(folders),
-        has_hidden=privacy.HIDDEN in str(settings),
+        has_hidden=privacy.HIDDEN in str(differences),
         **story,
     )
     card = DatasetCard(body)

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from bpo_data import stopping
 from bpo_data.errors import UserError
+from bpo_data.runtime import keep_freed_memory
 
 Make = Callable[[pa.Table], pa.Table]
 """Rows of one part -> the part of the table."""
@@ -101,6 +102,7 @@ def end_children() -> None:
 
 def _begin(set_up: SetUp, numbers: Any) -> None:
     end_with_parent()
+    keep_freed_memory()
     stopping.deafen()  # what is sent to the whole group is the parent's to judge
     _begun.append((set_up, numbers.get()))
 

@@ -27,9 +27,11 @@ from bpo_data.cards import figures, privacy
 from bpo_data.components.rubric import TEMPLATE as RUBRIC
 from bpo_data.errors import plain
 from bpo_data.llm.prices import Price, Prices
+from bpo_data.pipelines import config as asking
 from bpo_data.report import authors, pair_map
 from bpo_data.stages import STAGES, export
 from bpo_data.stages.report import ReportConfig
+from bpo_data.work import settings_of
 
 AUTHORS = ("| <img onerror=1>", "b`c|d\\", "\u202eevil\n# head")
 SOURCE = "a|<img src=x onerror=alert(1)>[x](y)`.jsonl"
@@ -222,13 +224,39 @@ def settings_in(text: str) -> dict[str, Any]:
     return yaml.safe_load(text.split("```json\n")[1].split("\n```")[0])
 
 
-def test_the_settings_are_those_that_were_hashed_whole(runs, dataset):
-    settings = settings_in((dataset / "README.md").read_text())
+def test_the_settings_make_a_recipe_that_asks_for_those_that_were_hashed(
+    runs, dataset, tmp_path, monkeypatch
+):
+    recipe = tmp_path / "again.yaml"
+    recipe.write_text(json.dumps(settings_in((dataset / "README.md").read_text())))
+    monkeypatch.chdir(runs.parent / "home" / "me")
+    asked = asking.read([f"recipe={recipe}"]).config
     for path in runs.glob("*/manifest.json"):
         manifest = json.loads(path.read_text())
         if manifest["stage"] == "load":
             manifest["settings"]["path"] = SOURCE
-        assert settings[manifest["stage"]] == manifest["settings"]
+        assert settings_of(getattr(asked, manifest["stage"])) == manifest["settings"]
+
+
+def test_card_and_artifact_have_one_digest(dataset):
+    digest = json.loads((dataset.parent / "manifest.json").read_text())["digest"][:16]
+    text = (dataset / "README.md").read_text()
+    assert f"description: rows {digest}" in text
+    assert f"have the digest `{digest}`" in text
+
+
+def test_another_beta_in_training_is_explained_only_where_it_changes_no_direction(runs, tmp_path):
+    words = "every pair has the same coefficient beta/2"
+    assert words in written(runs, tmp_path)
+
+    def hinge(manifests: Manifests, facts: dict[str, Any]) -> None:
+        manifests["clusters"]["settings"]["loss"] = "hinge"
+
+    def away(manifests: Manifests, facts: dict[str, Any]) -> None:
+        manifests["gradients"]["settings"]["reference"] = "org/model"
+
+    assert words not in written(runs, tmp_path, hinge)
+    assert words not in written(runs, tmp_path, away)
 
 
 def test_an_unknown_licence_is_said_and_not_guessed(runs, tmp_path):

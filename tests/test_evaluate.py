@@ -10,9 +10,16 @@ import pytest
 from helpers import TINY, run
 from judged import fields_of
 
+from bpo_data.components.judging import Judgement, Opinion, Verdict
+from bpo_data.components.wins import (
+    REASONS,
+    WORDY,
+    reasons_by_side,
+    topic_figures,
+    win_figures,
+)
 from bpo_data.policy import save_policy
 from bpo_data.scratch import Scratch, make_policy
-from bpo_data.stages.evaluate import topic_figures, win_figures
 
 STILL = ("train.learning_rate=1e-12", "train.steps=1")
 """Training that moves no weight by more than float32 can hold."""
@@ -30,6 +37,9 @@ def test_a_policy_ties_with_itself_under_the_verifier(tmp_path):
     facts, rows = wins(tmp_path)
     assert {row["winner"] for row in rows} == {"tie"}
     assert facts["win_rate"]["mean"] == 0.5
+    assert facts["reasons"]
+    assert all(counts["sft"] == counts["trained"] for counts in facts["reasons"].values())
+    assert sum(counts["sft"] for counts in facts["reasons"].values()) == len(rows)
     assert facts["win_rate"]["low"] < 0.5 < facts["win_rate"]["high"], "20 ties prove no tie"
 
 
@@ -66,6 +76,31 @@ def test_a_bfloat16_policy_ties_with_itself_under_the_fitted_ranker(tmp_path):
     unanswered = [row for row in rows if row["state_sft"] == "too_long"]
     assert facts["without_verdict"] == len(unanswered)
     assert all(row["winner"] is None for row in unanswered)
+
+
+def told(*replies: str, against: int | None = None) -> Judgement:
+    opinions = [
+        Opinion("judge", place, 1.0, "ok", reply, against=against)
+        for place, reply in enumerate(replies)
+    ]
+    return Judgement([Verdict(1.0, "ok", reply) for reply in replies], opinions)
+
+
+def test_reasons_are_counted_by_policy_where_they_are_few_kinds():
+    sides = ["sft", "sft", "trained", "trained"]
+    assert reasons_by_side(told("wrong", "right", "right", "right"), sides) == {
+        "right": {"sft": 1, "trained": 2},
+        "wrong": {"sft": 1, "trained": 0},
+    }
+    few = [f"kind {number}" for number in range(REASONS)]
+    assert len(reasons_by_side(told(*few), ["sft"] * REASONS)) == REASONS
+    assert not reasons_by_side(told(*few, "one more"), ["sft"] * (REASONS + 1))
+    assert not reasons_by_side(told("w" * (WORDY + 1), *"abc"), sides), "free text"
+    assert not reasons_by_side(told("", *"abc"), sides), "points without a word"
+    assert not reasons_by_side(told(*"AABB", against=0), sides), "said of two responses"
+    asked_twice = told(*"aabb")
+    twice = Judgement(asked_twice.verdicts[:2], asked_twice.opinions)
+    assert not reasons_by_side(twice, ["sft", "trained"])
 
 
 def row(prompt: str, before: float | None, after: float | None, winner: str | None) -> dict:

@@ -81,13 +81,13 @@ def test_the_trainers_own_loader_reads_what_the_facts_say(
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     made = json.loads(result.stdout.splitlines()[-1])
-    rows = [*made["train"], *made["test"]]
     facts = draft.facts["formats"][name]
-    assert len(rows) == facts["pairs"]
-    assert facts["pairs"] + facts["dropped"] + facts["refused"] == len(world.pairs)
-    assert made.get("train_cut", 0) + made.get("test_cut", 0) == facts["cut"]
-    assert sum(row["chosen"] == row["rejected"] for row in rows) == facts["alike"]
-    same_texts(name, rows, draft)
+    assert len(made["train"]) == facts["pairs"]
+    trained = sum(row["split"] == "train" for row in world.dataset)
+    assert facts["pairs"] + facts["dropped"] + facts["refused"] == trained
+    assert made.get("train_cut", 0) == facts["cut"]
+    assert sum(row["chosen"] == row["rejected"] for row in made["train"]) == facts["alike"]
+    same_texts(name, [*made["train"], *made["test"]], draft)
 
 
 def same_texts(name: str, rows: list[dict[str, Any]], draft: Draft) -> None:

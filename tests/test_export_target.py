@@ -43,14 +43,22 @@ def test_tokens_are_those_that_our_own_training_counts(tmp_path, qwen):
     longest = draft.facts["formats"]["trl"]["max_length"]
     assert longest == 96, "TRL's 1024, but no more than the model holds"
     cut = dropped = 0
-    for prompt, chosen, rejected in world.texts().values():
+    for prompt, chosen, rejected in trained(world).values():
         sides = [encode(policy.tokenizer, prompt, text) for text in (chosen, rejected)]
         dropped += len(sides[0][0]) >= longest
         cut += len(sides[0][0]) < longest < max(len(a) + len(b) for a, b in sides)
     facts = draft.facts["formats"]["trl"]
     assert (facts["cut"], facts["dropped"]) == (cut, dropped)
     assert cut
-    assert facts["pairs"] + facts["dropped"] + facts["refused"] == len(world.pairs)
+    assert facts["pairs"] + facts["dropped"] + facts["refused"] == len(trained(world))
+
+
+def trained(world: World) -> dict[str, Any]:
+    """The texts of the pairs of the train split."""
+    split = {row["pair_id"]: row["split"] for row in world.dataset}
+    found = {name: texts for name, texts in world.texts().items() if split[name] == "train"}
+    assert 0 < len(found) < len(split), "both splits are there to be told apart"
+    return found
 
 
 @pytest.mark.parametrize("name", PAIRWISE)
@@ -58,7 +66,7 @@ def test_facts_add_up_and_depth_is_that_of_the_pairs_left(tmp_path, qwen, name):
     world = depths(World())
     draft = world.write(tmp_path, qwen, name, max_length=80)
     facts = draft.facts["formats"][name]
-    assert facts["pairs"] + facts["dropped"] + facts["refused"] == len(world.pairs)
+    assert facts["pairs"] + facts["dropped"] + facts["refused"] == len(trained(world))
     assert facts["dropped"] or facts["cut"]
     assert sum(int(k) * v for k, v in facts["depths"].items()) == facts["pairs"]
     assert sum(facts["depths"].values()) == facts["prompts"]
@@ -191,7 +199,7 @@ def test_no_tokenizer_is_said_and_the_rows_are_written_all_the_same(tmp_path):
     draft = world.write(tmp_path, "nobody/nothing", "trl", "kto")
     facts = draft.facts["formats"]
     assert "nobody/nothing tokenizer cannot be used" in facts["trl"]["why"]
-    assert facts["trl"]["rows"] == len(world.pairs)
+    assert facts["trl"]["rows"] == len(trained(world))
     assert "pairs" not in facts["kto"]
     rows = [row for split in ("train", "test") for row in read(draft, "trl", split)]
     assert len(rows) == len(world.pairs)

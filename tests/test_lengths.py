@@ -251,7 +251,14 @@ def test_a_wrong_ratio_ends_the_run_in_one_line():
 
 @pytest.mark.parametrize(
     ("before", "after", "said"),
-    [(0.76, 0.88, "in 88% of the kept pairs, in 76%"), (0.76, 0.80, ""), (0.2, 0.5, "")],
+    [
+        (0.76, 0.88, "prefers length: the chosen response is the longer in 88% of the kept pairs"),
+        (0.25, 0.17, "prefers brevity: the chosen response is the longer in 17% of the kept pairs"),
+        (0.76, 0.80, ""),
+        (0.25, 0.22, ""),
+        (0.2, 0.5, ""),
+        (0.8, 0.5, ""),
+    ],
 )
 def test_a_rule_that_chooses_for_length_is_said(before, after, said):
     lengths = {"candidates": {"longer_share": before}, "kept": {"longer_share": after}}

@@ -82,11 +82,14 @@ def test_hostile_text_is_shown_and_makes_no_element(page):
     assert "49" not in shown.split("{{ 7 * 7 }}")[1][:20]
 
 
-def test_the_page_asks_for_nothing_outside(page):
+def test_the_page_asks_for_nothing_outside_and_links_to_the_stages_beside_it(page, folder):
     parsed = Tags()
     parsed.feed(page)
     links = [value for name, value in parsed.attributes if name in ("src", "href", "action")]
-    assert [link for link in links if not link.startswith("#")] == []
+    beside = [link for link in links if not link.startswith("#")]
+    made = [path.parent for path in folder.parent.glob("*/manifest.json")]
+    assert sorted(beside) == sorted(f"../{one.name}/" for one in made if one != folder)
+    assert all((folder / link).is_dir() for link in beside)
     assert "@import" not in page
     assert "url(" not in page
 

@@ -279,6 +279,34 @@ def test_nothing_reaches_past_the_edge_of_a_phone(browser, folder):
     reader.context.close()
 
 
+def test_a_tap_on_a_phone_shows_the_pair_right_below_the_map_and_on_the_screen(
+    browser, folder, rows
+):
+    phone = {"viewport": {"width": 390, "height": 800}, "has_touch": True, "is_mobile": True}
+    reader = Reader(browser, folder / "report.html", **phone)
+    reader.page.locator("#canvas").scroll_into_view_if_needed()
+    pair = leftmost(rows)
+    reader.page.touchscreen.tap(**place_of(reader, pair, rows))
+    assert pair["pair_id"] in reader.text("#pair")
+    boxes = [reader.page.locator(name).bounding_box() for name in ("#canvas", "#pair", "#legend")]
+    canvas, panel, legend = boxes
+    assert 0 < panel["y"] - (canvas["y"] + canvas["height"]) < 30
+    assert panel["y"] + panel["height"] < min(801, legend["y"])
+    assert reader.said == []
+    reader.context.close()
+
+
+def test_the_first_tab_leads_to_the_map(reader):
+    reader.page.keyboard.press("Tab")
+    skip = reader.page.locator(".skip")
+    assert skip.evaluate("one => one === document.activeElement")
+    assert skip.bounding_box()["x"] >= 0
+    reader.page.keyboard.press("Enter")
+    assert reader.page.evaluate("document.activeElement.id") == "canvas"
+    reader.page.keyboard.press("ArrowRight")
+    assert "Cluster" in reader.text("#pair")
+
+
 def test_on_paper_all_is_open_and_light_and_no_tool_is_left(browser, folder):
     reader = Reader(browser, folder / "report.html", color_scheme="dark")
     closed = reader.page.locator("details:not([open])").count()

@@ -13,7 +13,7 @@ import yaml
 
 from bpo_data.artifacts import Artifact
 from bpo_data.cards.privacy import HIDDEN
-from bpo_data.report import lengths, pair_map
+from bpo_data.report import authors, judging, lengths, pair_map
 from bpo_data.stages.report import ReportConfig
 
 Change = Callable[[dict[str, Artifact]], None]
@@ -157,3 +157,124 @@ def test_a_ranking_alone_is_told_without_a_word_on_how_wins_were_counted(page):
     assert "The win rate is on" not in helped
     assert f"<b>No win rate:</b> {NOTHING}." in helped
     assert "Nothing was measured" not in helped
+
+
+def test_the_page_tells_what_the_judge_said_of_each_policy(page):
+    def change(inputs: dict[str, Artifact]) -> None:
+        reasons = {"right": {"sft": 1, "trained": 3}, EVIL: {"sft": 3, "trained": 1}}
+        inputs["wins"].manifest["facts"]["reasons"] = reasons
+
+    table = part(page(change), "helped").split("What the judge said, by policy</h3>")[1]
+    rows = [cells(row) for row in table.split("</table>")[0].split("<tbody>")[1:]]
+    assert rows == [
+        ["right", "1", "25.0 %", "3", "75.0 %"],
+        ["&lt;b&gt;", "3", "75.0 %", "1", "25.0 %"],
+    ]
+
+
+EVIL = "<b>"
+
+
+def cells(row: str) -> list[str]:
+    return [cell.split("</")[0].split(">")[-1] for cell in row.split("<td")[1:]]
+
+
+def test_without_reasons_there_is_no_table_of_them(page):
+    assert "What the judge said" not in part(page(lambda inputs: None), "helped")
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "same", "stands_in"),
+    [
+        ({}, True, True),
+        ({"kind": "verifier"}, True, True),
+        ({"kind": "preference"}, False, True),
+        ({"kind": "given"}, False, False),
+    ],
+)
+def test_the_page_says_whether_the_judge_that_chose_also_evaluated(page, evaluate, same, stands_in):
+    def change(inputs: dict[str, Artifact]) -> None:
+        inputs["wins"].manifest["settings"] |= evaluate
+
+    helped = part(page(change), "helped")
+    assert ("The judge that chose the pairs also gave these points" in helped) == same
+    assert ("by another judge than the one that chose the pairs" in helped) != same
+    assert ("stands in for a judge one would rely on" in helped) == stands_in
+
+
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+def test_a_program_is_told_by_what_it_marks_and_by_its_noise(page, noise):
+    def change(inputs: dict[str, Artifact]) -> None:
+        inputs["scores"].manifest["settings"]["options"] = {"noise": noise}
+
+    said = part(page(change), "judge").split("<h3>")[0]
+    assert "Points from 1 to 10 for the right answer in the style its question wants" in said
+    assert ("No noise is added to its points" in said) == (noise == 0)
+
+
+def test_the_worst_five_of_a_measure_are_shown_in_their_order():
+    rows = [
+        {"measure": "null_rate", "value": number / 100, "flag": number == 3} for number in range(9)
+    ]
+    assert [row["value"] for row in judging.worst(rows)] == [0.03, 0.05, 0.06, 0.07, 0.08]
+    unbounded = [{**row, "measure": "same_text_lead", "flag": False} for row in rows]
+    assert judging.worst(unbounded) == unbounded[: judging.WORST]
+    sided = [{**row, "measure": "longer_wins", "flag": False} for row in rows]
+    assert judging.worst([*sided, {**sided[0], "value": 0.5}]) == sided[: judging.WORST]
+    assert judging.worst([*rows, *unbounded])[5:] == unbounded[: judging.WORST]
+
+
+@pytest.mark.parametrize(
+    ("allocate", "has"),
+    [
+        ({"kind": "margin"}, False),
+        ({"kind": "center"}, True),
+        ({"kind": "clusters", "options": {"quota": "proportional"}}, True),
+        ({"kind": "clusters", "options": {"quota": "sqrt"}}, False),
+    ],
+)
+def test_quotas_stand_where_the_rule_fills_them(page, allocate, has):
+    def change(inputs: dict[str, Artifact]) -> None:
+        inputs["allocation"].manifest["settings"] |= allocate
+
+    found = part(page(change), "clusters")
+    assert (">quota<" in found) == has
+    heads = found.split("<thead>")[1].split("</thead>")[0].count("<th ")
+    row = found.split("<tbody")[1].split("</tr>")[0]
+    assert row.count("<td") == heads + 1 == 8 + has
+    assert f'colspan="{8 + has}"' in found
+
+
+@pytest.mark.parametrize(("agree", "folded"), [(None, False), (0.6, False), (0.2, True)])
+def test_the_table_of_clusters_that_chance_cut_is_folded(page, agree, folded):
+    def change(inputs: dict[str, Artifact]) -> None:
+        inputs["clusters"].manifest["facts"]["starts_agree"] = agree
+
+    before = part(page(change), "clusters").split('id="cluster-table"')[0]
+    assert ("<details>" in before) == folded
+    assert ("read nothing into single clusters" in before) == folded
+
+
+def test_the_two_sides_of_the_source_are_not_called_like_the_columns():
+    kept = pa.table({"author_chosen": ["chosen", "policy"], "author_rejected": ["rejected", "b"]})
+    assert set(authors.authors(kept)["names"]) == {
+        "the source's chosen", "the source's rejected", "policy", "b",
+    }  # fmt: skip
+
+
+def test_the_cost_of_a_stage_stands_beside_what_it_says_it_made(page):
+    def change(inputs: dict[str, Artifact]) -> None:
+        inputs["policy"].manifest["facts"]["result"] = "1,500 updates"
+
+    rows = part(page(change), "cost").split("<h3>Stages</h3>")[1].split("<tr>")
+    (sft,) = [cells(row) for row in rows if "<td>sft</td>" in row]
+    assert sft[1] == "1,500 updates"
+    assert 'href="../sft-0123456789ab/"' in "".join(rows)
+
+
+@pytest.mark.parametrize(("kind", "told"), [("margin", True), ("uniform", False)])
+def test_unequal_depth_is_explained_where_it_is_meant(page, kind, told):
+    def change(inputs: dict[str, Artifact]) -> None:
+        inputs["allocation"].manifest["settings"]["kind"] = kind
+
+    assert ("Balance here is not equal depth" in part(page(change), "out")) == told

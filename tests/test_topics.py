@@ -339,6 +339,16 @@ def test_points_worked_out_by_hand(response: str, expected: float) -> None:
     assert points(response) == pytest.approx(expected, abs=0.006)
 
 
+def test_reasons_tell_right_from_wrong_styles_and_guesses_and_nothing_finer() -> None:
+    styles = [*STYLES.values(), "{}"]
+    texts = ["", "w" * 201, *(style.format(said) for style in styles for said in ("46", "47", "9"))]
+    assert {verify((), text, SENTENCE)[1] for text in texts} == {
+        "empty", "longer than 200 characters", "a guess, right", "a guess, wrong",
+        "right, wanted style", "right, another style", "right, no known style",
+        "wrong, wanted style", "wrong, another style", "wrong, no known style",
+    }  # fmt: skip
+
+
 def test_every_style_of_the_right_answer_gets_the_top_only_where_it_is_wanted() -> None:
     for wanted in STYLES:
         reference = json.dumps({"answer": "c b a", "style": wanted})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from bpo_data.components import judges, kinds
+from bpo_data.components.judges import Verifier
 from bpo_data.components.judging import Item, Judge, requests_of
 from bpo_data.components.panel import Panel
 from bpo_data.tables import Message
@@ -36,6 +38,10 @@ class Member:
     """Its weight in a panel; None for a judge alone."""
     asked: Asked | None
     """None for a judge that asks no language model."""
+    marks: str = ""
+    """What a program gives points for: the first line of its docstring; else empty."""
+    steady: bool = False
+    """Whether it is a program that its settings add no errors to."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +75,20 @@ def members_of(
             sort += (
                 f"; its points are off on purpose, with a standard deviation of {options['noise']}"
             )
-        yield Member(name, kind, sort, weight, asked(judge))
+        steady = isinstance(judge, Verifier) and not judge.noise
+        yield Member(name, kind, sort, weight, asked(judge), marks_of(judge), steady)
         return
     for one, entry in zip(judge.members, options["judges"], strict=True):
         share = one.weight * (1.0 if weight is None else weight)
         yield from members_of(one.judge, entry["kind"], entry.get("options", {}), one.name, share)
+
+
+def marks_of(judge: Judge) -> str:
+    """The first line of the docstring that a verifier's function has of its own."""
+    if not isinstance(judge, Verifier):
+        return ""
+    told = str(judge.function.__doc__ or "") if inspect.isroutine(judge.function) else ""
+    return told.strip().partition("\n")[0].rstrip(".")
 
 
 def asked(judge: Judge) -> Asked | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bpo_data import disk
 from bpo_data.artifacts import Draft
+from bpo_data.tables import canonical
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetCardData
@@ -95,13 +96,13 @@ def card_data(draft: Draft, license: str, language: str, title: str) -> DatasetC
 
 
 def content_digest(draft: Draft) -> str:
-    """16 hex digits that change with the rows.
+    """16 hex digits that change with the rows: how the digest of the finished artifact begins.
 
     ``datasets`` caches a local folder by its name and its card alone, so two exports whose cards
     agree would be one dataset to it, and the second would load the rows of the first.
     """
-    rows = "".join(disk.sha256(draft.folder / name) for name in draft.table_files)
-    return hashlib.sha256(rows.encode()).hexdigest()[:16]
+    rows = {name: disk.sha256(draft.folder / name) for name in draft.table_files}
+    return hashlib.sha256(canonical(rows).encode()).hexdigest()[:16]
 
 
 def license_fields(license: str) -> dict[str, Any]:

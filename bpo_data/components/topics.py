@@ -161,30 +161,29 @@ def manners(topic: Topic) -> tuple[tuple[str, ...], list[float]]:
 
 
 def verify(prompt: Sequence[Message], response: str, reference: str | None) -> tuple[float, str]:
-    """Points from 1 to 10 for a response, and why in words.
+    """Points from 1 to 10 for the right answer in the style its question wants, and why in words.
 
     1 + content + form. Content: 5 for the right answer, else 2.5 times the similarity to it (1
     minus the edit distance over the longer length). Form: 4 for the wanted style, 1 for another of
-    ``STYLES``, 0 for none. Hedged, empty and overlong responses get 1. Only ``reference`` is read,
-    not ``prompt``. Raises ValueError when it is missing or unreadable.
+    ``STYLES``, 0 for none. Hedged, empty and overlong responses get 1. The words tell the kinds of
+    content and form apart and nothing finer, so that they can be counted. Only ``reference`` is
+    read, not ``prompt``. Raises ValueError when it is missing or unreadable.
     """
     answer, wanted = read_reference(reference)
     text = " ".join(response[: LONGEST + 1].split())
     if not text:
-        return 1.0, "The response is empty."
+        return 1.0, "empty"
     if len(response) > LONGEST:
-        return 1.0, f"The response is longer than {LONGEST} characters."
+        return 1.0, f"longer than {LONGEST} characters"
     style, content = taken_apart(text)
+    right = content.casefold() == answer.casefold()
+    said = "right" if right else "wrong"
     if style == "hedged":
-        return 1.0, "The response only guesses."
+        return 1.0, f"a guess, {said}"
     form = 4.0 if style == wanted else 1.0 if style else 0.0
-    manner = f"in the wanted style ({wanted})"
-    if style != wanted:
-        manner = f"{f'in style {style}' if style else 'in no known style'}, wanted {wanted}"
-    if content.casefold() == answer.casefold():
-        return 6.0 + form, f"Right answer {manner}."
-    near = similarity(content.casefold(), answer.casefold())
-    return round(1.0 + 2.5 * near + form, 2), f"Wrong answer, {near:.0%} alike, {manner}."
+    manner = "wanted" if style == wanted else "another" if style else "no known"
+    near = 2.0 if right else similarity(content.casefold(), answer.casefold())
+    return round(1.0 + 2.5 * near + form, 2), f"{said}, {manner} style"
 
 
 def read_reference(reference: str | None) -> tuple[str, str]:

@@ -78,7 +78,10 @@ class PairMap {
       this.view.pan(event.movementX, event.movementY);
     });
     canvas.addEventListener("pointerup", (event) => {
-      if (start && !dragging) this.pin(this.view.at(event.offsetX, event.offsetY));
+      if (start && !dragging) {
+        this.pin(this.view.at(event.offsetX, event.offsetY));
+        if (event.pointerType === "touch") this.tools.pair.scrollIntoView({ block: "nearest" });
+      }
       start = null;
     });
     canvas.addEventListener("pointercancel", () => (start = null));

@@ -142,7 +142,9 @@ class Run(Command):
         found = results(self.made)
         parts = [f"{name} {path}" for name, path in found.items()]
         if "wins" in self.made:
-            parts.append(verdict(self.made["wins"].facts))
+            kind = self.config.evaluate.kind or self.config.score.kind
+            by = ", by a fitted ranker: a stand-in judge" if kind == "preference" else ""
+            parts.append(verdict(self.made["wins"].facts, by))
         if parts:
             self.voice.line("   ".join(parts))
         self.voice.note(**found)
@@ -208,8 +210,8 @@ def row_of(name: str, verb: str, artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def verdict(facts: dict[str, Any]) -> str:
-    """The evaluation in a few words."""
+def verdict(facts: dict[str, Any], by: str) -> str:
+    """The evaluation in a few words; ``by`` is said of a win rate."""
     for figure, words in (("win_rate", "win rate"), ("pair_accuracy", "held-out pair accuracy")):
         estimate = facts[figure]
         if estimate:
@@ -218,7 +220,7 @@ def verdict(facts: dict[str, Any]) -> str:
                 if estimate["low"] is not None
                 else ""
             )
-            return (
-                f"{words} {100 * estimate['mean']:.1f} %{interval} on {estimate['count']:,} prompts"
-            )
+            judged = by if figure == "win_rate" else ""
+            share = f"{100 * estimate['mean']:.1f} %"
+            return f"{words} {share}{interval} on {estimate['count']:,} prompts{judged}"
     return "nothing held out to evaluate on"

@@ -8,6 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 SHOWN = 12
+SIDES = {"chosen": "the source's chosen", "rejected": "the source's rejected"}
+"""Names under which the two sides of the source's own pairs come, and what they are called."""
 
 
 def authors(kept: pa.Table) -> dict[str, Any]:
@@ -17,7 +19,10 @@ def authors(kept: pa.Table) -> dict[str, Any]:
     authors are one row, whose name is None; ``rows`` holds chosen, rejected and, by column, the
     pairs won against.
     """
-    sides = [kept[f"author_{side}"].to_pylist() for side in ("chosen", "rejected")]
+    sides = [
+        [SIDES.get(name, name) for name in kept[f"author_{side}"].to_pylist()]
+        for side in ("chosen", "rejected")
+    ]
     both = Counter(sides[0]) + Counter(sides[1])
     largest = sorted(both, key=lambda name: (-both[name], name))
     named = largest[:SHOWN]

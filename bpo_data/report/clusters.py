@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from bpo_data.tables import ID, columns
 WORDS = 8
 EXAMPLE = 1_000
 """Characters of a text that is shown as an example."""
+BY_QUOTA = ("center", "far", "informative", "sample", "clusters", "matching_pursuit")
+"""Depth rules that share the budget out over gradient clusters first."""
 SCHEMA = columns(
     cluster=pa.int32(),
     pairs=pa.int64(),
@@ -33,6 +36,12 @@ SCHEMA = columns(
 """``clusters.parquet``: ``quota`` is the budget shared out by the clusters' sizes alone;
 ``typical`` and ``odd`` are the pairs nearest to and farthest from the centre; ``chosen_longer``
 counts equal lengths half."""
+
+
+def by_quota(allocate: Mapping[str, Any]) -> bool:
+    """Whether the depth rule of these settings fills quotas of gradient clusters by their sizes."""
+    sizes = allocate["options"].get("quota", "proportional") == "proportional"
+    return allocate["kind"] in BY_QUOTA and sizes
 
 
 def cluster_table(table: pa.Table) -> pa.Table:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from bpo_data.artifacts import Artifact
+from bpo_data.errors import some
 
 SUMMED = ("replies", "attempts", "tokens_in", "tokens_out")
 
 
 def stage_rows(inputs: Mapping[str, Artifact]) -> list[dict[str, Any]]:
-    """Rows, seconds and bytes on disk of each stage before the report, in order."""
+    """What each stage before the report made, seconds and bytes on disk, in order.
+
+    ``link`` leads from the report's folder to the stage's: both lie in the same runs folder.
+    """
     return [
         {
             "stage": used.manifest["stage"],
-            "rows": used.rows,
+            "result": used.facts.get("result") or some(used.rows, "row"),
             "seconds": used.manifest["seconds"],
             "bytes": sum(file["bytes"] for file in used.manifest["files"].values()),
             "folder": str(used.folder),
+            "link": f"../{quote(used.folder.name)}/",
             "digest": used.digest,
             "made": used.manifest["made"],
         }

@@ -6,10 +6,37 @@ from collections.abc import Mapping
 from typing import Any
 
 from bpo_data.artifacts import Artifact
+from bpo_data.cards import judges
+from bpo_data.components.wins import SIDES, WORTH
+from bpo_data.report.origins import STAND_INS
 from bpo_data.statistics import share_by_prompt
 from bpo_data.tables import lookup
 
-WORTH = {"trained": 1.0, "tie": 0.5, "sft": 0.0}
+
+def evaluator(score: Mapping[str, Any], evaluate: Mapping[str, Any]) -> dict[str, Any]:
+    """Who evaluated, of the two stages' settings; raises UserError.
+
+    ``same`` says whether it is the judge that chose the pairs; ``stand_ins`` are its members of
+    ``origins.STAND_INS``.
+    """
+    own = {name: evaluate[name] for name in ("kind", "options")}
+    chose = {name: score[name] for name in ("kind", "options")}
+    members = judges.members(own if own["kind"] else chose)
+    return {
+        "same": not own["kind"] or own == chose,
+        "judges": members,
+        "stand_ins": [member for member in members if member.kind in STAND_INS],
+    }
+
+
+def said(wins: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the judge said of the two policies' responses: each reason's count and share by side."""
+    reasons = wins.get("reasons") or {}
+    total = {side: max(1, sum(counts[side] for counts in reasons.values())) for side in SIDES}
+    return [
+        {"reason": reason, **{side: (counts[side], counts[side] / total[side]) for side in SIDES}}
+        for reason, counts in reasons.items()
+    ]
 
 
 def by_topic(inputs: Mapping[str, Artifact]) -> list[dict[str, Any]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import platform
+import typing
 from collections.abc import Iterable, Mapping
 from importlib import metadata
-from typing import Any
+from typing import Any, cast
 
 from bpo_data import __version__
 from bpo_data.cards.judges import Member
 from bpo_data.cards.privacy import HIDDEN, without_secrets
+from bpo_data.work import settings_of
 
 PACKAGES = (
     *("torch", "transformers", "trl", "accelerate", "datasets", "tokenizers", "faiss-cpu"),
@@ -31,20 +33,30 @@ def versions() -> list[tuple[str, str]]:
     return found
 
 
-def recipe(settings: Mapping[str, Mapping[str, Any]], defaults: Mapping[str, Any]) -> str:
-    """A recipe, in YAML, that asks for these settings whatever any other recipe says.
+def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Settings, by stage, that do not stand at their default; what looks like a key is hidden.
 
-    ``settings`` and ``defaults`` are by stage. What stands at its default is left out, but for the
-    options of kinds: a recipe replaces them whole. What looks like a key is hidden, and a comment
-    says so.
+    Options of kinds stay whole: a recipe replaces them whole.
+    """
+    from bpo_data.stages import STAGES  # the list names modules that read this one
+
+    found = {}
+    for stage, values in settings.items():
+        default = settings_of(typing.get_type_hints(STAGES[stage].module.schema)["config"]())
+        own = {name: value for name, value in values.items() if value != default.get(name)}
+        if own:
+            found[stage] = own
+    return cast("dict[str, dict[str, Any]]", without_secrets(found))
+
+
+def recipe(settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """A recipe, in YAML, that asks for these settings, by stage, and for all other defaults.
+
+    A comment says so where something looked like a key and is hidden.
     """
     import yaml
 
-    own = {
-        stage: {name: value for name, value in values.items() if value != defaults[stage].get(name)}
-        for stage, values in settings.items()
-    }
-    kept = without_secrets({stage: values for stage, values in own.items() if values})
+    kept = differing(settings)
     text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=100)
     return f"# {HIDDEN_SAID}\n{text}" if HIDDEN in text else text
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,16 +12,17 @@ import pyarrow.compute as pc
 from bpo_data.artifacts import Draft
 from bpo_data.components import judges, kinds
 from bpo_data.components.judging import Item, Judge
+from bpo_data.components.wins import reasons_by_side, row_of, shown, topic_figures, win_figures
 from bpo_data.generation import Sample
 from bpo_data.llm.desk import Desk, asking_problems
 from bpo_data.policy import Policy
 from bpo_data.runtime import Runtime
 from bpo_data.stages.score import ScoreConfig, items_of, model_digests
-from bpo_data.statistics import Estimate, mean_by_prompt, share_by_prompt
+from bpo_data.statistics import Estimate, share_by_prompt
 from bpo_data.tables import ID, columns, lot, maybe
 from bpo_data.work import HOW
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
@@ -139,7 +139,7 @@ def run(
     known = [item for item in items_of(prompts, responses) if item.given is not None]
     with draft.bar(2 * len(asked), "verdicts") as bar:
         desk = Desk("evaluate", runtime, config.mode, bar.update, bar.set_postfix_str)
-        points = judged(judge, asked, samples, known, desk)
+        points, reasons = judged(judge, asked, samples, known, desk)
     desk.tell()
     rows = [
         row_of(prompt["prompt_id"], place % config.draws, place, samples, points)
@@ -148,6 +148,7 @@ def run(
     draft.write(pa.Table.from_pylist(rows, schema=draft.schema))
     draft.facts |= win_figures(rows)
     draft.facts["by_topic"] = topic_figures(rows, asked)
+    draft.facts["reasons"] = reasons
     draft.facts["requests"] = desk.facts()
     draft.facts["pair_accuracy"] = shown(pair_accuracy(policies, dataset))
     draft.note(draft.facts["without_verdict"], len(rows), "comparisons have no verdict")
@@ -195,8 +196,11 @@ def judged(
     samples: dict[str, list[Sample]],
     known: list[Item],
     desk: Desk,
-) -> dict[str, list[float | None]]:
-    """The points of both sides' responses, in one call: the same text gets the same points."""
+) -> tuple[dict[str, list[float | None]], dict[str, dict[str, int]]]:
+    """The points of both sides' responses, and ``reasons_by_side`` of what was said of them.
+
+    All are judged in one call: the same text gets the same points.
+    """
     written = [
         (side, place, Item(row["prompt"], drawn.text, row["prompt_id"], row["reference"]))
         for side in samples
@@ -204,78 +208,12 @@ def judged(
         if drawn.state in WRITTEN
     ]
     points: dict[str, list[float | None]] = {side: [None] * len(asked) for side in samples}
-    if written:
-        judgement = judge([item for _, _, item in written], known, desk)
-        for (side, place, _), verdict in zip(written, judgement.verdicts, strict=True):
-            points[side][place] = verdict.score
-    return points
-
-
-def row_of(
-    prompt_id: str,
-    draw: int,
-    place: int,
-    samples: dict[str, list[Sample]],
-    points: dict[str, list[float | None]],
-) -> dict[str, Any]:
-    """Both responses of a draw, their points and who won; null where a side has no points."""
-    before, after = points["sft"][place], points["trained"][place]
-    winner = None
-    if before is not None and after is not None:
-        winner = "tie" if after == before else "trained" if after > before else "sft"
-    sides = {
-        f"{name}_{side}": getattr(samples[side][place], name)
-        for side in samples
-        for name in ("text", "state")
-    }
-    return {
-        "prompt_id": prompt_id,
-        "draw": draw,
-        **sides,
-        "score_sft": before,
-        "score_trained": after,
-        "winner": winner,
-    }
-
-
-WORTH = {"trained": 1.0, "tie": 0.5, "sft": 0.0}
-
-
-def win_figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Win rate (ties half) and mean points with 95 % intervals over prompts."""
-    decided = [row for row in rows if row["winner"]]
-    return {
-        "prompts": len({row["prompt_id"] for row in rows}),
-        "comparisons": len(decided),
-        "without_verdict": len(rows) - len(decided),
-        "ties": sum(row["winner"] == "tie" for row in decided),
-        "win_rate": shown(
-            share_by_prompt((row["prompt_id"], WORTH[row["winner"]]) for row in decided)
-        ),
-        "score_sft": shown(mean_by_prompt((row["prompt_id"], row["score_sft"]) for row in decided)),
-        "score_trained": shown(
-            mean_by_prompt((row["prompt_id"], row["score_trained"]) for row in decided)
-        ),
-    }
-
-
-def topic_figures(
-    rows: list[dict[str, Any]], asked: list[dict[str, Any]]
-) -> dict[str, dict[str, float]]:
-    """Mean points before and after, and comparisons, by the source's own topics."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row, prompt in zip(rows, asked, strict=True):
-        if row["winner"] and prompt["topic"]:
-            groups.setdefault(prompt["topic"], []).append(row)
-    return {
-        topic: {
-            "comparisons": len(found),
-            "sft": round(sum(row["score_sft"] for row in found) / len(found), 3),
-            "trained": round(sum(row["score_trained"] for row in found) / len(found), 3),
-            "win_rate": round(sum(WORTH[row["winner"]] for row in found) / len(found), 3),
-        }
-        for topic, found in sorted(groups.items())
-    }
+    if not written:
+        return points, {}
+    judgement = judge([item for _, _, item in written], known, desk)
+    for (side, place, _), verdict in zip(written, judgement.verdicts, strict=True):
+        points[side][place] = verdict.score
+    return points, reasons_by_side(judgement, [side for side, _, _ in written])
 
 
 def pair_accuracy(policies: dict[str, Policy], dataset: pa.Table) -> Estimate | None:
@@ -297,13 +235,3 @@ def pair_accuracy(policies: dict[str, Policy], dataset: pa.Table) -> Estimate | 
     return share_by_prompt(
         (row["prompt_id"], float(value)) for row, value in zip(rows, right, strict=True)
     )
-
-
-def shown(estimate: Estimate | None) -> dict[str, float | None] | None:
-    """An estimate as a manifest holds it; an interval that is not finite is null."""
-    if estimate is None:
-        return None
-    return {
-        name: round(value, 4) if math.isfinite(value) else None
-        for name, value in vars(estimate).items()
-    }

@@ -18,14 +18,14 @@ from bpo_data.components.exporters import making
 from bpo_data.components.exporters.grouping import asked_of
 from bpo_data.components.exporters.target import SPECIAL, find_target
 from bpo_data.components.lengths import bias, characters
-from bpo_data.errors import nearest
+from bpo_data.errors import nearest, some
 from bpo_data.llm.prices import read_prices
 from bpo_data.runtime import Runtime
 from bpo_data.statistics import gini
 from bpo_data.tables import ID, MSG, columns, lookup, lot, maybe
 from bpo_data.work import HOW, settings_of
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass
@@ -137,6 +137,8 @@ def run(
     }
     if said := drift(draft.facts["lengths"]):
         draft.say(said)
+    if dataset.num_rows < FEW:
+        draft.say(f"{some(dataset.num_rows, 'pair')} are too few to train a model on")
     write_formats(draft, config, dataset, prompts, responses, pairs)
     disk.write_bytes(
         card.text(draft, settings_of(config), read_prices(runtime.budget.prices)).encode(),
@@ -165,6 +167,8 @@ def write_formats(
     )
 
 
+FEW = 10
+"""A dataset of fewer pairs is an accident, most likely of rows that were set aside."""
 DRIFT = 0.05
 """Share of pairs by which a depth rule may add to length bias before it is said."""
 
@@ -172,11 +176,12 @@ DRIFT = 0.05
 def drift(lengths: Mapping[str, Mapping[str, Any]]) -> str:
     """A line where the depth rule chose for length much more than the candidates do."""
     before, after = (lengths[name]["longer_share"] for name in ("candidates", "kept"))
-    if after <= max(before, 0.5) + DRIFT:
+    if min(before, 0.5) - DRIFT <= after <= max(before, 0.5) + DRIFT:
         return ""
+    prefers = "length" if after > 0.5 else "brevity"
     return (
-        f"the depth rule prefers length: the chosen response is the longer in {after:.0%} of the "
-        f"kept pairs, in {before:.0%} of the candidates. pair.match_length and "
+        f"the depth rule prefers {prefers}: the chosen response is the longer in {after:.0%} of "
+        f"the kept pairs, in {before:.0%} of the candidates. pair.match_length and "
         f"pair.max_length_ratio bound that"
     )
 

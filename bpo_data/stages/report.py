@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from bpo_data.report import (
     costs,
     evaluation,
     figures,
+    judging,
     lengths,
     losses,
     neighbours,
@@ -37,7 +37,7 @@ from bpo_data.stages.cluster import ClusterConfig, gradients_of
 from bpo_data.tables import columns, lookup
 from bpo_data.work import leaves, settings_of
 
-VERSION = 5
+VERSION = 6
 TOPICS = 40
 """Topics listed; the rest is in the tables the page names."""
 
@@ -96,7 +96,7 @@ def run(draft: Draft, config: ReportConfig, runtime: Runtime) -> None:
     draft.write_beside(depths, "depths.parquet")
     drawn = pair_map.sample(table, config.points)
     view = gathered(draft.inputs, config, table, groups, depths)
-    recipe = own_recipe(draft.inputs, config)
+    recipe = origins.recipe(settings_by_stage(draft.inputs) | {"report": settings_of(config)})
     disk.write_bytes(recipe.encode(), draft.view("recipe.yaml"))
     folder = str(draft.folder).removesuffix(".partial")
     view |= {"recipe": recipe, "folder": folder, "neighbours": near is not None}
@@ -138,12 +138,16 @@ def gathered(
     breadths = breadth.topic_rows(inputs, table)
     requests = costs.request_rows(inputs)
     settings = privacy.without_secrets(settings_by_stage(inputs))
+    members = judges.members(settings["score"])
     kept = table.filter(table["kept"])
     return {
         "facts": {name: used.facts for name, used in inputs.items()},
         "settings": settings,
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "stand_ins": origins.stand_ins(settings["sft"], judges.members(settings["score"])),
+        "stand_ins": origins.stand_ins(settings["sft"], members),
+        "judges": members,
+        "said": evaluation.said(inputs["wins"].facts),
+        "evaluator": evaluation.evaluator(settings["score"], settings["evaluate"]),
         "depths": depths.to_pylist(),
         "topics": {"wins": wins, "breadth": breadths, "most": TOPICS},
         "worlds": list(ablation.worlds(*ablation.outcomes(config.ablation)))
@@ -157,7 +161,8 @@ def gathered(
         "points": min(config.points, table.num_rows),
         "length_tells": lengths.tells(kept),
         "authors": authors.authors(kept),
-        "hygiene": inputs["scores"].read("hygiene.parquet").to_pylist(),
+        "hygiene": judging.figures(inputs["scores"]),
+        "by_quota": clusters.by_quota(settings["allocate"]),
         "stages": costs.stage_rows(inputs),
         "requests": requests,
         "requests_total": costs.total(requests),
@@ -174,15 +179,3 @@ def gathered(
 
 def settings_by_stage(inputs: Mapping[str, Artifact]) -> dict[str, dict[str, Any]]:
     return {used.manifest["stage"]: used.manifest["settings"] for used in inputs.values()}
-
-
-def own_recipe(inputs: Mapping[str, Artifact], config: ReportConfig) -> str:
-    """A recipe that asks for what these artifacts were made by, but for keys."""
-    from bpo_data.stages import STAGES  # the list names this module
-
-    settings = settings_by_stage(inputs) | {"report": settings_of(config)}
-    defaults = {
-        name: settings_of(typing.get_type_hints(STAGES[name].module.schema)["config"]())
-        for name in settings
-    }
-    return origins.recipe(settings, defaults)

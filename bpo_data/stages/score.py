@@ -21,7 +21,7 @@ from bpo_data.runtime import Runtime
 from bpo_data.tables import ID, columns, maybe
 from bpo_data.work import HOW
 
-VERSION = 2
+VERSION = 3
 SERVED = ("rubric", "pairwise")
 """Kinds whose model is a server's name, not a folder."""
 

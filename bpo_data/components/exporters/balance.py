@@ -12,7 +12,11 @@ from bpo_data.statistics import gini
 
 
 class Tally:
-    """What becomes of a format's rows: refused here, dropped or cut by the trainer, kept."""
+    """What becomes of a format's rows: refused here, dropped or cut by the trainer, kept.
+
+    Counted are rows of the train split, which is what a trainer trains on; ``lacking`` and ``rows``
+    alone count all splits.
+    """
 
     def __init__(self, exporter: Exporter, longest: int) -> None:
         self.exporter = exporter
@@ -25,8 +29,15 @@ class Tally:
         self.depth: Counter[str] = Counter()
         self.before: Counter[str] = Counter()
         """Rows of each prompt before the trainer cuts."""
+        self.lacking: Counter[str] = Counter()
+        self.rows = 0
 
     def add(self, asked: Asked, row: Row) -> None:
+        self.rows += 1
+        if row.reason:
+            self.lacking[row.reason] += 1
+        if asked.split != "train":
+            return
         self.tags.update(row.tags)
         if row.reason:
             self.refused[row.reason] += 1
@@ -64,20 +75,23 @@ class Tally:
 
     def words(self, name: str, written: bool) -> Iterator[str]:
         """What a person should know before training; ``written`` says that there are files."""
-        unit, refused, rows = self.exporter.unit, self.refused.total(), self.before.total()
-        if self.refused:
-            reason, _ = self.refused.most_common(1)[0]
+        unit, trained = self.exporter.unit, self.before.total()
+        if self.lacking:
+            reason, _ = self.lacking.most_common(1)[0]
             lacks = f"formats/{name} lacks" if written else f"{name} would lack"
-            more = ", and other reasons" if len(self.refused) > 1 else ""
+            more = ", and other reasons" if len(self.lacking) > 1 else ""
             where = "; left_out.parquet there names them" if written else ""
-            yield f"{lacks} {refused:,} of {refused + rows:,} {unit}: {plain(reason)}{more}{where}"
+            yield (
+                f"{lacks} {self.lacking.total():,} of {self.rows:,} {unit}: "
+                f"{plain(reason)}{more}{where}"
+            )
         if self.fates[CUT] or self.fates[DROPPED]:
             before, after = (mean(list(one.values())) for one in (self.before, self.depth))
             alike = f" ({self.alike:,} of them to equal responses)" if self.alike else ""
             yield (
                 f"{name} trained at {self.longest:,} tokens would drop {self.fates[DROPPED]:,} and "
-                f"cut {self.fates[CUT]:,} of {rows:,} {unit}{alike}; mean depth {before:g} -> "
-                f"{after:g}. Set export.max_length to what you will train with"
+                f"cut {self.fates[CUT]:,} of {trained:,} {unit} of the train split{alike}; mean "
+                f"depth {before:g} -> {after:g}. Set export.max_length to what you will train with"
             )
 
 

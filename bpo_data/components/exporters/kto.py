@@ -48,7 +48,7 @@ class Kto(Format):
         return {
             "README.txt": (
                 "For TRL's KTOTrainer: prompt and completion as message lists, label true or "
-                f"false; {wanted:,} true, {unwanted:,} false in all splits.\n"
+                f"false; {wanted:,} true, {unwanted:,} false in the train split.\n"
                 f'rows = datasets.load_dataset("parquet", data_files={files_of(made)})\n'
                 f"KTOTrainer(model, args=KTOConfig(max_length={made.longest or None}), "
                 'train_dataset=rows["train"], processing_class=tokenizer), with a batch of at '

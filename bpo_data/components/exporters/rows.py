@@ -99,7 +99,7 @@ class Made:
     """Tokens a row may have; 0 where no limit is known."""
     has_test: bool
     counts: Mapping[str, int]
-    """Rows by tag."""
+    """Rows of the train split by tag."""
 
 
 class Exporter(Protocol):
