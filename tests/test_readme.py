@@ -17,7 +17,10 @@ from bpo_data.stages import STAGES
 
 PAGES = {
     name: (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "GUIDE.md", "BENCHMARKS.md", "data_cards/worked_example.md")
+    for name in (
+        *("README.md", "GUIDE.md", "BENCHMARKS.md"),
+        *("data_cards/worked_example.md", "data_cards/coverage.md"),
+    )
 }
 README, GUIDE = PAGES["README.md"], PAGES["GUIDE.md"]
 
