@@ -187,6 +187,7 @@ def test_a_budget_for_a_model_without_a_price_is_refused(tmp_path, policy):
         assert (result.stdout, server.payloads) == ("", []), "nothing is made before"
 
 
+@pytest.mark.slow
 def test_how_requests_are_sent_changes_no_key(tmp_path, policy):
     with StubServer(reply=reply) as server:
         given = arguments(tmp_path, policy, server.url, "augment")
@@ -244,6 +245,7 @@ def test_a_plan_says_which_cap_may_stop_the_run(tmp_path, policy):
     assert plan.stdout.count("expected to come to 80.") == 1
 
 
+@pytest.mark.slow
 def test_a_judges_empty_replies_are_asked_for_again(tmp_path, policy):
     from bpo_data.llm.stub import message
 

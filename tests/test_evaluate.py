@@ -43,6 +43,7 @@ def test_a_policy_ties_with_itself_under_the_verifier(tmp_path):
     assert facts["win_rate"]["low"] < 0.5 < facts["win_rate"]["high"], "20 ties prove no tie"
 
 
+@pytest.mark.slow
 def test_a_bfloat16_policy_ties_with_itself_under_the_fitted_ranker(tmp_path):
     talks = [
         [{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": f"yes {n}"}]

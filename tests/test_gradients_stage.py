@@ -363,6 +363,7 @@ def keep(folder: Path, name: str, part: pa.Table) -> None:
     (folder / name).write_text(str(part.num_rows))
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_or_fails_is_told(tmp_path):
     parts = [(f"part{n}", pa.table({"x": [n]})) for n in range(8)]
     with pytest.raises(UserError, match="a worker process was killed"):

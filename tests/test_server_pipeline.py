@@ -189,6 +189,7 @@ def test_prompts_alone_without_a_model_say_what_is_missing(tmp_path):
     assert "sft.kind=given sft.model=" in result.stderr
 
 
+@pytest.mark.slow
 def test_batch_mode_makes_the_same_rows_and_each_mode_finds_the_others_replies(tmp_path, policy):
     with StubServer(reply=reply) as server:
         live = arguments(tmp_path, policy, server.url, "score")
