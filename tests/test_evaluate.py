@@ -19,6 +19,7 @@ from bpo_data.components.wins import (
     win_figures,
 )
 from bpo_data.policy import save_policy
+from bpo_data.report import evaluation
 from bpo_data.scratch import Scratch, make_policy
 
 STILL = ("train.learning_rate=1e-12", "train.steps=1")
@@ -41,6 +42,34 @@ def test_a_policy_ties_with_itself_under_the_verifier(tmp_path):
     assert all(counts["sft"] == counts["trained"] for counts in facts["reasons"].values())
     assert sum(counts["sft"] for counts in facts["reasons"].values()) == len(rows)
     assert facts["win_rate"]["low"] < 0.5 < facts["win_rate"]["high"], "20 ties prove no tie"
+    assert facts["length_controlled"]["mean"] == 0.5
+    assert facts["kl"]["per_token"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "count": 20}
+    assert facts["diversity"]["sft"] == facts["diversity"]["trained"]
+    assert "greedy" not in facts
+
+
+def test_a_run_is_compared_with_an_earlier_one_both_ways(tmp_path):
+    shorter = [*TINY, "load.options.test_prompts=8", f"runtime.folder={tmp_path}"]
+    first = run("stage=train", *shorter)
+    assert first.returncode == 0, first.stderr
+    (earlier,) = tmp_path.glob("train-*")
+    result = run("stage=report", *shorter, f"evaluate.against={earlier}", "evaluate.decoding=both")
+    assert result.returncode == 0, result.stderr
+    facts, rows = wins(tmp_path)
+    (folder,) = tmp_path.glob("evaluate-*")
+    greedy = pq.read_table(folder / "greedy.parquet").to_pylist()
+    assert (len(rows), len(greedy)) == (16, 8)
+    assert {row["winner"] for row in rows + greedy} == {"tie"}, "it is the same policy"
+    assert facts["greedy"]["ties"] == 8
+    assert facts["kl"]["per_response"]["mean"] != 0, "that is to the SFT policy still"
+    assert 0 <= facts["reference_ranking"]["kept"]["mean"] <= 1
+    (page,) = tmp_path.glob("report-*/report.html")
+    text = page.read_text()
+    shown = [*evaluation.SHARES.values(), *evaluation.NATS.values(), *evaluation.VARIETY.values()]
+    if not facts["reference_ranking"]["held_out"]:
+        shown.remove(evaluation.SHARES["held_out"])
+    assert [one for one in shown if one not in text] == []
+    assert "The DPO policy against the earlier run&#39;s policy" in text
 
 
 def test_a_bfloat16_policy_ties_with_itself_under_the_fitted_ranker(tmp_path):

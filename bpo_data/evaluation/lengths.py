@@ -62,13 +62,14 @@ def at_equal_length(worth: np.ndarray, squashed: np.ndarray, weight: np.ndarray)
     from scipy.special import expit
     from sklearn.linear_model import LogisticRegression
 
-    share = float(weight @ worth / weight.sum())
-    if share in (0.0, 1.0) or not squashed.any():
-        return share
+    used = weight > 0
+    worth, squashed, weight = worth[used], squashed[used], weight[used]
+    if worth.max() == 0 or worth.min() == 1 or not squashed.any():
+        return float(np.average(worth, weights=weight))
     won = np.repeat([1, 0], len(worth))
     weights = np.concatenate([weight * worth, weight * (1 - worth)])
     used = weights > 0
-    fitted = LogisticRegression(solver="newton-cholesky", tol=1e-8).fit(
+    fitted = LogisticRegression(tol=1e-7).fit(
         np.tile(squashed, 2)[used, None], won[used], sample_weight=weights[used]
     )
     return float(expit(fitted.intercept_[0]))
