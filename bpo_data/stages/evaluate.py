@@ -157,6 +157,8 @@ def run(
         draft.write_beside(judged[name].table(draft.schema), f"{name}.parquet")
         figures = judged[name].figures(config.seed)
         draft.facts[name] = {**figures, "diversity": contests[name].varied()}
+        missing, rows = figures["without_verdict"], len(judged[name].rows)
+        draft.note(missing, rows, f"{name} comparisons have no verdict")
     draft.facts |= {"decoding": first, "against": config.against}
     draft.facts["requests"] = desk.facts()
     draft.facts |= moved(policies, config, contests)
