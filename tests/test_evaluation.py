@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
+from scipy.special import expit
 
 from bpo_data.errors import UserError
 from bpo_data.evaluation import opponent
@@ -72,6 +73,20 @@ def test_no_win_rate_at_equal_length_where_one_side_is_always_longer():
 def test_prompts_count_equally_at_equal_length_too():
     rows = [("p", 1.0, by) for by in (-5.0, 5.0) * 9] + [("q", 0.0, by) for by in (-5.0, 5.0)]
     assert length_controlled(rows).mean == pytest.approx(0.5, abs=1e-4)
+
+
+def test_the_rate_at_equal_length_is_that_of_the_documented_likelihood():
+    worth, by = np.array([1, 1, 0.5, 0, 1, 0.5]), np.array([30.0, -4.0, 9.0, -20.0, 2.0, 0.0])
+
+    def loss(both: np.ndarray) -> float:
+        margin = both[0] + both[1] * np.tanh(by / np.std(by))
+        likely = worth * np.log(expit(margin)) + (1 - worth) * np.log(expit(-margin))
+        return float(both[1] ** 2 / 2 - likely.sum())
+
+    best = optimize.minimize(loss, np.zeros(2), tol=1e-9).x
+    assert best[1] > 0.5, "the longer wins"
+    found = length_controlled(length_rows(list(zip(worth, by, strict=True))))
+    assert found.mean == pytest.approx(expit(best[0]), abs=1e-4)
 
 
 def test_length_is_in_characters_and_of_the_trained_policy():

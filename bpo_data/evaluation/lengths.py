@@ -10,7 +10,7 @@ from bpo_data.statistics import Estimate
 if TYPE_CHECKING:
     import numpy as np
 
-DRAWS = 500
+DRAWS = 300
 """Bootstrap draws of an interval; our choice."""
 FEWEST = 30
 """Prompts below which a bootstrap over them is too narrow, and no interval is given; as in
