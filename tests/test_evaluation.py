@@ -21,6 +21,8 @@ from bpo_data.evaluation.diversity import diversity
 from bpo_data.evaluation.lengths import FEWEST, length_controlled
 from bpo_data.evaluation.ranking import reference_ranking
 from bpo_data.generation import sample
+from bpo_data.pipelines import config as command_line
+from bpo_data.pipelines import costs
 from bpo_data.policy import Policy, prompt_tokens, save_policy
 from bpo_data.report import evaluation
 from bpo_data.scratch import Scratch, make_policy
@@ -218,3 +220,17 @@ def test_the_report_leaves_out_what_was_not_measured():
     nothing = {"kl": None, "diversity": {"sft": None, "trained": None}, "length_controlled": None}
     assert evaluation.measured(nothing) == evaluation.measured({})
     assert evaluation.opponent({}) == evaluation.opponent({"against": ""}) == "SFT"
+
+
+@pytest.mark.parametrize(("decoding", "asked"), [("sampled", 12), ("greedy", 4), ("both", 16)])
+def test_the_forecast_counts_the_judgements_of_each_decoding(decoding, asked):
+    words = ["evaluate.kind=rubric", "evaluate.options.model=marker", "evaluate.draws=3"]
+    config = command_line.read([*words, f"evaluate.decoding={decoding}"]).config
+    prompts = pa.table(
+        {
+            "prompt_id": ["p", "q", "r"],
+            "prompt": [[{"role": "user", "content": "ask"}]] * 3,
+            "split": ["test", "pool", "test"],
+        }
+    )
+    assert len(costs.evaluate_asks(config, {"prompts": prompts}).requests) == asked

@@ -92,6 +92,12 @@ def longer(row: Mapping[str, Any]) -> tuple[str, float, float]:
     return row["prompt_id"], WORTH[row["winner"]], float(characters)
 
 
+def rows_of(asked: list[dict[str, Any]], draws: int, decoding: str) -> list[dict[str, Any]]:
+    """The rows to answer, of a list that has each prompt ``draws`` times: greedy ones have it once,
+    since all would be the same."""
+    return asked[::draws] if decoding == "greedy" else asked
+
+
 def hold(
     draft: Draft,
     seats: Mapping[str, Policy],
@@ -99,13 +105,10 @@ def hold(
     config: EvaluateConfig,
     decoding: str,
 ) -> Contest:
-    """Both policies answer; greedy responses once a prompt, of a list that has it ``draws`` times.
-
-    A row's seed is the same for both policies.
-    """
+    """Both policies answer ``rows_of`` these; a row's seed is the same for both policies."""
     greedy = decoding == "greedy"
     draws = 1 if greedy else config.draws
-    rows = asked[:: config.draws] if greedy else asked
+    rows = rows_of(asked, config.draws, decoding)
     temperature = 0.0 if greedy else config.temperature
     samples = {
         side: answers(draft, policy, rows, config, draws, temperature)
