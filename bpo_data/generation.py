@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bpo_data.policy import Policy, TemplateRefuses, end_tokens, prompt_tokens
@@ -29,6 +29,9 @@ class Sample:
     was sampled)."""
     tokens: int
     """Tokens sampled, the end token included."""
+    ids: tuple[int, ...] = field(default=(), compare=False, repr=False)
+    """The ids of those tokens, for who wants their probability; another cut of the text has
+    another."""
 
 
 def sample(
@@ -141,8 +144,8 @@ def read(policy: Policy, tokens: list[int]) -> Sample:
     # An end token that only the template names need not be a special one, which decode leaves out.
     text = policy.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
     if not ended:
-        return Sample(text, "truncated", len(tokens))
-    return Sample(text, "ok" if text.strip() else "empty", len(tokens))
+        return Sample(text, "truncated", len(tokens), tuple(tokens))
+    return Sample(text, "ok" if text.strip() else "empty", len(tokens), tuple(tokens))
 
 
 class Draw:

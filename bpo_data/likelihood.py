@@ -21,9 +21,15 @@ def log_probs(policy: Policy, conversations: Sequence[tuple[Sequence[Message], s
 
     A conversation longer than the policy's context counts up to where the context ends.
     """
+    return log_probs_of_tokens(
+        policy, [encode(policy.tokenizer, prompt, response) for prompt, response in conversations]
+    )
+
+
+def log_probs_of_tokens(policy: Policy, rows: Sequence[tuple[list[int], list[int]]]) -> np.ndarray:
+    """``log_probs`` of rows (prompt ids, completion ids): (n,) float64."""
     import numpy as np
 
-    rows = [encode(policy.tokenizer, prompt, response) for prompt, response in conversations]
     total = np.zeros(len(rows))
     order = sorted(range(len(rows)), key=lambda row: -sum(map(len, rows[row])))
     words = policy.model.config.get_text_config().vocab_size

@@ -48,20 +48,22 @@ class Policy:
         return int(length)
 
 
-def load_policy(model: str, revision: str | None, device: str, dtype: str) -> Policy:
+def load_policy(
+    model: str, revision: str | None, device: str, dtype: str, setting: str = "sft.model"
+) -> Policy:
     """A policy from a folder or from the hub, in eval mode on ``device`` with ``dtype`` weights.
 
     On the device ``spread`` its blocks are divided among all GPUs.
 
     Only safetensors weights are read and no code of the checkpoint is run. Raises UserError, one
-    line naming sft.model, when there is no such model, its weights are pickled, its length is
+    line naming the setting, when there is no such model, its weights are pickled, its length is
     unknown, or its tokenizer has no chat template or no token to end or to pad with.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     quiet_progress()
-    check_location(model)
+    check_location(model, setting)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     place = {"device_map": "auto"} if device == "spread" else {}
     try:
@@ -72,18 +74,18 @@ def load_policy(model: str, revision: str | None, device: str, dtype: str) -> Po
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0][:200]
         raise UserError(
-            f"sft.model={model} cannot be loaded: {reason} Check the name and the network, or "
+            f"{setting}={model} cannot be loaded: {reason} Check the name and the network, or "
             f"name a folder with config.json, tokenizer and safetensors weights."
         ) from error
     if not tokenizer.chat_template:
         raise UserError(
-            f"sft.model={model}: its tokenizer has no chat template. Use an instruction-tuned "
+            f"{setting}={model}: its tokenizer has no chat template. Use an instruction-tuned "
             f"model, or add chat_template.jinja to its folder."
         )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError(
-                f"sft.model={model}: its tokenizer has neither an end token nor a padding token. "
+                f"{setting}={model}: its tokenizer has neither an end token nor a padding token. "
                 f"Name them as eos_token and pad_token in its tokenizer_config.json."
             )
         tokenizer.pad_token = tokenizer.eos_token
@@ -93,7 +95,7 @@ def load_policy(model: str, revision: str | None, device: str, dtype: str) -> Po
         _ = policy.context
     except ValueError as error:
         raise UserError(
-            f"sft.model={model}: {error}. Set model_max_length in its tokenizer_config.json."
+            f"{setting}={model}: {error}. Set model_max_length in its tokenizer_config.json."
         ) from error
     return policy
 
@@ -105,20 +107,20 @@ def quiet_progress() -> None:
     logging.disable_progress_bar()
 
 
-def check_location(model: str) -> None:
+def check_location(model: str, setting: str = "sft.model") -> None:
     """Raises UserError when a folder is missing, holds no model, or a pickled one."""
     folder = Path(model)
     if not folder.is_dir():
         if model.startswith((".", "/", "~")) or model.count("/") > 1:
-            raise UserError(f"sft.model={model} is no folder. Name one, or a model of the hub.")
+            raise UserError(f"{setting}={model} is no folder. Name one, or a model of the hub.")
         return
     if not (folder / "config.json").is_file():
-        raise UserError(f"sft.model={model} has no config.json. Name a saved transformers model.")
+        raise UserError(f"{setting}={model} has no config.json. Name a saved transformers model.")
     if not any(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
         found = "only pickled weights, which can run code" if pickled else "no weights"
         raise UserError(
-            f"sft.model={model} has {found}. Save it again with "
+            f"{setting}={model} has {found}. Save it again with "
             f"save_pretrained(..., safe_serialization=True)."
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from bpo_data.components.wins import (
     win_figures,
 )
 from bpo_data.policy import save_policy
+from bpo_data.report import evaluation
 from bpo_data.scratch import Scratch, make_policy
 
 STILL = ("train.learning_rate=1e-12", "train.steps=1")
@@ -31,16 +33,51 @@ def wins(folder: Path) -> tuple[dict, list[dict]]:
     return facts, pq.read_table(path / "wins.parquet").to_pylist()
 
 
-def test_a_policy_ties_with_itself_under_the_verifier(tmp_path):
-    result = run("stage=evaluate", f"runtime.folder={tmp_path}", *TINY, *STILL)
+@pytest.fixture(scope="module")
+def still(tmp_path_factory) -> Path:
+    """A runs folder in which the trained policy is the SFT policy, evaluated."""
+    folder = tmp_path_factory.mktemp("still")
+    result = run("stage=evaluate", f"runtime.folder={folder}", *TINY, *STILL)
     assert result.returncode == 0, result.stderr
-    facts, rows = wins(tmp_path)
+    return folder
+
+
+def test_a_policy_ties_with_itself_under_the_verifier(still):
+    facts, rows = wins(still)
     assert {row["winner"] for row in rows} == {"tie"}
     assert facts["win_rate"]["mean"] == 0.5
     assert facts["reasons"]
     assert all(counts["sft"] == counts["trained"] for counts in facts["reasons"].values())
     assert sum(counts["sft"] for counts in facts["reasons"].values()) == len(rows)
     assert facts["win_rate"]["low"] < 0.5 < facts["win_rate"]["high"], "20 ties prove no tie"
+    assert facts["length_controlled"]["mean"] == 0.5
+    assert facts["kl"]["per_token"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "count": 20}
+    assert facts["diversity"]["sft"] == facts["diversity"]["trained"]
+    assert "greedy" not in facts
+
+
+def test_a_run_is_compared_with_an_earlier_one_both_ways(still, tmp_path):
+    shutil.copytree(still, tmp_path / "runs")
+    _, before = wins(still)
+    (earlier,) = still.glob("train-*")
+    for old in (*(tmp_path / "runs").glob("evaluate-*"), *(tmp_path / "runs").glob("train-*")):
+        shutil.rmtree(old)
+    result = run(
+        "stage=report", f"runtime.folder={tmp_path}/runs", *TINY, "train.learning_rate=1e-3",
+        f"evaluate.against={earlier}", "evaluate.decoding=both",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    facts, rows = wins(tmp_path / "runs")
+    assert [row["text_sft"] for row in rows] == [row["text_trained"] for row in before]
+    assert [row["text_trained"] for row in rows] != [row["text_sft"] for row in rows]
+    (folder,) = (tmp_path / "runs").glob("evaluate-*")
+    assert pq.read_table(folder / "greedy.parquet").num_rows == facts["greedy"]["prompts"] == 20
+    assert facts["kl"]["per_response"]["mean"] != 0
+    (page,) = (tmp_path / "runs").glob("report-*/report.html")
+    text = page.read_text()
+    sentences = evaluation.SHARES | evaluation.NATS | evaluation.VARIETY
+    assert [one for one in sentences.values() if one not in text] == []
+    assert "The DPO policy against the earlier run&#39;s policy" in text
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from bpo_data.components.embedders import Server
 from bpo_data.components.judging import Item, Offline, requests_of
+from bpo_data.evaluation.contest import DECODINGS, rows_of
 from bpo_data.llm import ledger
 from bpo_data.llm.forecast import Asks, Forecast, forecasts
 from bpo_data.llm.prices import read_prices
@@ -92,12 +93,16 @@ def evaluate_asks(config: Config, tables: Tables) -> Asks | None:
         return None
     asked = evaluate.held_out(tables["prompts"], config.evaluate)
     size = LETTERS * config.evaluate.max_tokens // 2
-    items = [
-        placeholder(row["prompt"], row["prompt_id"], number, size)
-        for number, row in enumerate(row for row in asked for _ in ("sft", "trained"))
-    ]
+    requests = []
+    for decoding in DECODINGS[config.evaluate.decoding]:
+        rows = rows_of(asked, config.evaluate.draws, decoding)
+        items = [
+            placeholder(row["prompt"], row["prompt_id"], number, size)
+            for number, row in enumerate(row for row in rows for _ in ("sft", "trained"))
+        ]
+        requests += requests_of(judge, items)
     guess = f"responses are not made yet: taken as {size:,} bytes each"
-    return Asks(requests_of(judge, items), config.evaluate.mode, guess=guess)
+    return Asks(requests, config.evaluate.mode, guess=guess)
 
 
 ASKS: dict[str, Callable[[Config, Tables], Asks | None]] = {

@@ -29,6 +29,57 @@ def evaluator(score: Mapping[str, Any], evaluate: Mapping[str, Any]) -> dict[str
     }
 
 
+SHARES = {
+    "length_controlled": "Win rate if both responses were equally long, by logistic regression.",
+    "greedy": "Win rate of greedy responses, one a prompt.",
+    "greedy_length_controlled": "Win rate of greedy responses if both were equally long.",
+    "held_out": "Held-out pairs whose chosen response was likelier, a token, under the SFT policy.",
+    "kept": "Kept pairs whose chosen response was likelier, a token, under the SFT policy.",
+}
+NATS = {
+    "per_response": "How far training moved the policy: KL to the SFT policy, nats a response.",
+    "per_token": "The same, nats a token; 0 is not at all.",
+}
+VARIETY = {
+    "words": "Words that all its responses have.",
+    "distinct_1": "Share of distinct words; it falls as there are more words.",
+    "distinct_2": "Share of distinct runs of two words.",
+    "distinct_3": "Share of distinct runs of three words.",
+    "entropy": "Entropy of its words, bits.",
+}
+
+
+def opponent(wins: Mapping[str, Any]) -> str:
+    """Whom the trained policy was compared with, in a word or two."""
+    return "earlier run's" if wins.get("against") else "SFT"
+
+
+def measured(wins: Mapping[str, Any]) -> dict[str, Any]:
+    """What the evaluation found besides points and the raw win rate; empty parts where it did not.
+
+    ``shares`` and ``nats`` are rows (sentence, estimate); ``variety`` rows (sentence, figure by
+    side).
+    """
+    greedy = wins.get("greedy") or {}
+    shares = {
+        "length_controlled": wins.get("length_controlled"),
+        "greedy": greedy.get("win_rate"),
+        "greedy_length_controlled": greedy.get("length_controlled"),
+        **(wins.get("reference_ranking") or {}),
+    }
+    nats, varied = wins.get("kl") or {}, wins.get("diversity") or {}
+    both = all(varied.get(side) for side in SIDES)
+    return {
+        "shares": [(text, shares[name]) for name, text in SHARES.items() if shares.get(name)],
+        "nats": [(text, nats[name]) for name, text in NATS.items() if nats.get(name)],
+        "variety": [
+            (text, {side: varied[side][name] for side in SIDES}) for name, text in VARIETY.items()
+        ]
+        if both
+        else [],
+    }
+
+
 def said(wins: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the judge said of the two policies' responses: each reason's count and share by side."""
     reasons = wins.get("reasons") or {}

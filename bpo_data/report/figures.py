@@ -123,4 +123,4 @@ def topic_intervals(axes: Axes, topics: Sequence[Mapping[str, Any]]) -> None:
     axes.errorbar(means, np.arange(len(order)), xerr=reach, fmt="o", markersize=4)
     axes.axvline(0.5, color="grey", linewidth=0.8)
     axes.set_yticks(np.arange(len(order)), [row["topic"][:40] for row in order])
-    axes.set(xlabel="win rate against the SFT policy, ties half", xlim=(0, 1))
+    axes.set(xlabel="win rate, ties half", xlim=(0, 1))

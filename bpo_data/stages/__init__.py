@@ -73,7 +73,7 @@ STAGES = {
         evaluate,
         makes="wins",
         needs=("prompts", "responses", "dataset"),
-        also=("policy", "trained", "scores"),
+        also=("policy", "trained", "scores", "pairs", "gradients"),
     ),
     "report": Stage(
         report,

@@ -1,8 +1,11 @@
-"""The trained policy against the SFT policy on prompts held out from both, by one judge."""
+"""The trained policy against another on prompts held out from both, by one judge.
+
+The other, called ``sft`` in the table, is the SFT policy, or what ``evaluate.against`` names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,18 +14,20 @@ import pyarrow.compute as pc
 
 from bpo_data.artifacts import Draft
 from bpo_data.components import judges, kinds
-from bpo_data.components.judging import Item, Judge
-from bpo_data.components.wins import reasons_by_side, row_of, shown, topic_figures, win_figures
-from bpo_data.generation import Sample
+from bpo_data.components.judging import Judge
+from bpo_data.components.wins import shown, topic_figures
+from bpo_data.evaluation import opponent
+from bpo_data.evaluation.contest import DECODINGS, Contest, hold
+from bpo_data.evaluation.divergence import divergence, divergence_figures
+from bpo_data.evaluation.ranking import pair_accuracy, reference_ranking
 from bpo_data.llm.desk import Desk, asking_problems
-from bpo_data.policy import Policy
+from bpo_data.policy import Policy, load_policy, policy_location
 from bpo_data.runtime import Runtime
 from bpo_data.stages.score import ScoreConfig, items_of, model_digests
-from bpo_data.statistics import Estimate, share_by_prompt
 from bpo_data.tables import ID, columns, lot, maybe
 from bpo_data.work import HOW
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass
@@ -42,6 +47,17 @@ class EvaluateConfig:
 
     temperature: float = 1.0
     """Sampling temperature of both policies; 0 compares greedy responses."""
+
+    decoding: str = "sampled"
+    """``sampled``, ``greedy`` (one response of each policy a prompt), or ``both``: then the greedy
+    ones stand in ``greedy.parquet``."""
+
+    against: str = ""
+    """An earlier run's ``train-...`` folder, whose policy takes the SFT policy's seat; empty is the
+    SFT policy of this run."""
+
+    kl: bool = True
+    """Measure how far the trained policy has moved from the SFT policy, on its own samples."""
 
     max_tokens: int = 512
     """Tokens a response may have."""
@@ -78,6 +94,9 @@ class EvaluateConfig:
             yield f"evaluate.dtype={self.dtype}: choose float32 or bfloat16."
         if self.temperature < 0:
             yield f"evaluate.temperature={self.temperature}: use 0 or more."
+        if self.decoding not in DECODINGS:
+            yield f"evaluate.decoding={self.decoding}: choose {', '.join(DECODINGS)}."
+        yield from opponent.problems(self.against)
         yield from asking_problems(self.mode, (), "evaluate")
 
 
@@ -88,8 +107,9 @@ def ready(config: EvaluateConfig) -> None:
 
 
 def outside(config: EvaluateConfig) -> dict[str, str]:
-    """Digests of its own judge's model files, as ``score`` has them of its own."""
-    return model_digests(config.kind, config.options)
+    """Digests of its own judge's model files, as ``score`` has them of its own, and of the policy
+    that ``against`` names."""
+    return model_digests(config.kind, config.options) | opponent.digests(config.against)
 
 
 def schema(config: EvaluateConfig) -> pa.Schema:
@@ -115,43 +135,52 @@ def run(
     responses: pa.Table,
     dataset: pa.Table,
 ) -> None:
-    from bpo_data.policy import load_policy, policy_location
+    policies = loaded(draft, config, runtime)
+    seats = {"sft": policies.get("against", policies["sft"]), "trained": policies["trained"]}
+    judge = config.judge(ScoreConfig(**draft.inputs["scores"].manifest["settings"]))
+    asked = answerable(draft, judge, held_out(prompts, config))
+    contests = {
+        name: hold(draft, seats, asked, config, name) for name in DECODINGS[config.decoding]
+    }
+    known = [item for item in items_of(prompts, responses) if item.given is not None]
+    with draft.bar(sum(2 * len(one.asked) for one in contests.values()), "verdicts") as bar:
+        desk = Desk("evaluate", runtime, config.mode, bar.update, bar.set_postfix_str)
+        judged = {name: one.judged(judge, known, desk) for name, one in contests.items()}
+    desk.tell()
+    first, *others = contests
+    draft.write(judged[first].table(draft.schema))
+    draft.facts |= judged[first].figures(config.seed)
+    draft.facts["by_topic"] = topic_figures(judged[first].rows, contests[first].asked)
+    draft.facts["reasons"] = judged[first].reasons
+    draft.facts["diversity"] = contests[first].varied()
+    for name in others:
+        draft.write_beside(judged[name].table(draft.schema), f"{name}.parquet")
+        figures = judged[name].figures(config.seed)
+        draft.facts[name] = {**figures, "diversity": contests[name].varied()}
+        missing, rows = figures["without_verdict"], len(judged[name].rows)
+        draft.note(missing, rows, f"{name} comparisons have no verdict")
+    draft.facts |= {"decoding": first, "against": config.against}
+    draft.facts["requests"] = desk.facts()
+    draft.facts |= moved(policies, config, contests)
+    accuracy = pair_accuracy(policies["sft"], policies["trained"], dataset)
+    draft.facts["pair_accuracy"] = shown(accuracy)
+    measured = draft.inputs["gradients"].table(["response_id", "log_prob", "tokens"])
+    ranking = reference_ranking(dataset, draft.inputs["pairs"].table(), measured)
+    draft.facts["reference_ranking"] = {name: shown(share) for name, share in ranking.items()}
+    rows = len(judged[first].rows)
+    draft.note(draft.facts["without_verdict"], rows, "comparisons have no verdict")
 
-    policies = {}
+
+def loaded(draft: Draft, config: EvaluateConfig, runtime: Runtime) -> dict[str, Policy]:
+    """The policies ``sft`` and ``trained``, and ``against`` where one is named."""
+    device = runtime.torch_device(spread=True)
+    found = {}
     for side, table in (("sft", "policy"), ("trained", "trained")):
         model, revision = policy_location(draft.inputs[table].folder)
-        policies[side] = load_policy(
-            model, revision, runtime.torch_device(spread=True), config.dtype
-        )
-    asked = held_out(prompts, config)
-    judge = config.judge(ScoreConfig(**draft.inputs["scores"].manifest["settings"]))
-    if not asked:
-        draft.facts["why_no_win_rate"] = (
-            "no prompt is held out; raise load.test_share or give the source more prompts"
-        )
-    elif not judge.judges_new:
-        draft.facts["why_no_win_rate"] = (
-            f"the judge {judge.name} knows the source's own responses only, so new responses "
-            f"have no points"
-        )
-        asked = []
-    samples = {side: answers(draft, policy, asked, config) for side, policy in policies.items()}
-    known = [item for item in items_of(prompts, responses) if item.given is not None]
-    with draft.bar(2 * len(asked), "verdicts") as bar:
-        desk = Desk("evaluate", runtime, config.mode, bar.update, bar.set_postfix_str)
-        points, reasons = judged(judge, asked, samples, known, desk)
-    desk.tell()
-    rows = [
-        row_of(prompt["prompt_id"], place % config.draws, place, samples, points)
-        for place, prompt in enumerate(asked)
-    ]
-    draft.write(pa.Table.from_pylist(rows, schema=draft.schema))
-    draft.facts |= win_figures(rows)
-    draft.facts["by_topic"] = topic_figures(rows, asked)
-    draft.facts["reasons"] = reasons
-    draft.facts["requests"] = desk.facts()
-    draft.facts["pair_accuracy"] = shown(pair_accuracy(policies, dataset))
-    draft.note(draft.facts["without_verdict"], len(rows), "comparisons have no verdict")
+        found[side] = load_policy(model, revision, device, config.dtype)
+    if config.against:
+        found["against"] = opponent.load_opponent(config.against, device, config.dtype)
+    return found
 
 
 def held_out(prompts: pa.Table, config: EvaluateConfig) -> list[dict[str, Any]]:
@@ -163,75 +192,34 @@ def held_out(prompts: pa.Table, config: EvaluateConfig) -> list[dict[str, Any]]:
     return [row for row in used for _ in range(config.draws)]
 
 
-def answers(
-    draft: Draft, policy: Policy, asked: list[dict[str, Any]], config: EvaluateConfig
-) -> list[Sample]:
-    """A response of this policy for each row; a row's seed is the same for both policies."""
-    from bpo_data.generation import sample
-
-    seeds = [
-        int(lot(config.seed, "draw", f"{row['prompt_id']}/{place % config.draws}")[:8], 16)
-        for place, row in enumerate(asked)
-    ]
-    with draft.bar(len(asked), "responses") as bar:
-        return sample(
-            policy,
-            [row["prompt"] for row in asked],
-            seeds,
-            max_new_tokens=config.max_tokens,
-            temperature=config.temperature,
-            top_p=1.0,
-            batch_rows=config.batch,
-            progress=bar,
+def answerable(draft: Draft, judge: Judge, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows again; none, and the reason in the facts, when their answers cannot be judged."""
+    if not asked:
+        draft.facts["why_no_win_rate"] = (
+            "no prompt is held out; raise load.test_share or give the source more prompts"
         )
+    elif not judge.judges_new:
+        draft.facts["why_no_win_rate"] = (
+            f"the judge {judge.name} knows the source's own responses only, so new responses "
+            f"have no points"
+        )
+        return []
+    return asked
 
 
-WRITTEN = ("ok", "truncated", "empty")
-"""States of responses that a policy wrote; others were never sampled and cannot win or lose."""
-
-
-def judged(
-    judge: Judge,
-    asked: list[dict[str, Any]],
-    samples: dict[str, list[Sample]],
-    known: list[Item],
-    desk: Desk,
-) -> tuple[dict[str, list[float | None]], dict[str, dict[str, int]]]:
-    """The points of both sides' responses, and ``reasons_by_side`` of what was said of them.
-
-    All are judged in one call: the same text gets the same points.
-    """
-    written = [
-        (side, place, Item(row["prompt"], drawn.text, row["prompt_id"], row["reference"]))
-        for side in samples
-        for place, (row, drawn) in enumerate(zip(asked, samples[side], strict=True))
-        if drawn.state in WRITTEN
-    ]
-    points: dict[str, list[float | None]] = {side: [None] * len(asked) for side in samples}
-    if not written:
-        return points, {}
-    judgement = judge([item for _, _, item in written], known, desk)
-    for (side, place, _), verdict in zip(written, judgement.verdicts, strict=True):
-        points[side][place] = verdict.score
-    return points, reasons_by_side(judgement, [side for side, _, _ in written])
-
-
-def pair_accuracy(policies: dict[str, Policy], dataset: pa.Table) -> Estimate | None:
-    """Share of held-out pairs in which training moved the chosen response up against the rejected.
-
-    That is DPO's implicit reward accuracy: log-ratio to the SFT policy, chosen above rejected.
-    """
-    from bpo_data.likelihood import log_probs
-
-    rows = dataset.filter(pc.equal(dataset["split"], "test")).to_pylist()
-    if not rows:
-        return None
-    ratio = {}
-    for side in ("chosen", "rejected"):
-        conversations = [(row["prompt"], row[side][0]["content"]) for row in rows]
-        trained, sft = (log_probs(policies[name], conversations) for name in ("trained", "sft"))
-        ratio[side] = trained - sft
-    right = (ratio["chosen"] > ratio["rejected"]).astype(float)
-    return share_by_prompt(
-        (row["prompt_id"], float(value)) for row, value in zip(rows, right, strict=True)
-    )
+def moved(
+    policies: Mapping[str, Policy], config: EvaluateConfig, contests: Mapping[str, Contest]
+) -> dict[str, Any]:
+    """``kl``, or why there is none: only what was sampled at temperature 1 is of the policy."""
+    why = ""
+    if not config.kl:
+        why = "evaluate.kl is false"
+    elif "sampled" not in contests or config.temperature != 1:
+        why = "it needs responses sampled at evaluate.temperature=1"
+    elif not contests["sampled"].asked:
+        why = "nothing was sampled"
+    if why:
+        return {"kl": None, "why_no_kl": why}
+    drawn = contests["sampled"]
+    found = divergence(policies["trained"], policies["sft"], drawn.asked, drawn.samples["trained"])
+    return {"kl": divergence_figures(found)}

@@ -37,7 +37,7 @@ from bpo_data.stages.cluster import ClusterConfig, gradients_of
 from bpo_data.tables import columns, lookup
 from bpo_data.work import leaves, settings_of
 
-VERSION = 6
+VERSION = 7
 TOPICS = 40
 """Topics listed; the rest is in the tables the page names."""
 
@@ -147,6 +147,8 @@ def gathered(
         "stand_ins": origins.stand_ins(settings["sft"], members),
         "judges": members,
         "said": evaluation.said(inputs["wins"].facts),
+        "measured": evaluation.measured(inputs["wins"].facts),
+        "opponent": evaluation.opponent(inputs["wins"].facts),
         "evaluator": evaluation.evaluator(settings["score"], settings["evaluate"]),
         "depths": depths.to_pylist(),
         "topics": {"wins": wins, "breadth": breadths, "most": TOPICS},
