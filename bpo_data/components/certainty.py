@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from bpo_data.artifacts import Artifact
+
+ROUNDING = 1e-9
+"""A share of 0.7 is within an uncertainty of 0.3, whatever the last bits say."""
 
 
 class Opinions:
@@ -56,6 +62,10 @@ class Opinions:
             heard += len(scores)
         return math.fsum(shares) / len(shares) if heard >= 2 else None
 
+    def of_pair(self, pair: Mapping[str, Any], same: Mapping[str, Sequence[str]]) -> float | None:
+        """The share for a pair; ``same`` has the ids of all responses that read as each does."""
+        return self.share(same[pair["chosen_id"]], same[pair["rejected_id"]])
+
     def said(self, responses: Sequence[str]) -> dict[str, list[float]]:
         """Points that each judge gave these responses."""
         found: dict[str, list[float]] = defaultdict(list)
@@ -65,5 +75,31 @@ class Opinions:
         return found
 
 
+def opinions_of(scores: Artifact) -> Opinions:
+    """All that the score stage's judges said, one by one."""
+    wanted = ["response_id", "judge", "against_id", "score"]
+    return Opinions(scores.read("opinions.parquet", wanted))
+
+
+def certain(
+    pairs: Sequence[dict[str, Any]],
+    same: Mapping[str, Sequence[str]],
+    bound: float,
+    opinions: Opinions,
+) -> list[dict[str, Any]]:
+    """The pairs of which at most ``bound`` of two or more opinions does not say what they say.
+
+    Wang et al. 2024 (UPO, arXiv 2409.11212) filter by an estimator's uncertainty under dropout;
+    here it is judges' own disagreement.
+    """
+    found = []
+    for pair in pairs:
+        share = opinions.of_pair(pair, same)
+        if share is not None and 1 - share <= bound + ROUNDING:
+            found.append(pair)
+    return found
+
+
 def worth(one: float, other: float) -> float:
+    """What points say of two responses: 1 the first is better, 0.5 neither, 0 the second."""
     return 0.5 if one == other else float(one > other)

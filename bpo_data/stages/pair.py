@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, combinations
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,19 +15,18 @@ import pyarrow.compute as pc
 
 from bpo_data.artifacts import Artifact, Draft
 from bpo_data.components import constructions, kinds
-from bpo_data.components.certainty import Opinions
+from bpo_data.components.certainty import Opinions, certain, opinions_of
 from bpo_data.components.constructions import Construction
 from bpo_data.components.lengths import alike, bias, evened, first_of_each, lengths_of, side
-from bpo_data.components.scales import SCALES, scaled
+from bpo_data.components.possible import collapse, pairs_of, pool_of, same_ids
+from bpo_data.components.scales import SCALES
 from bpo_data.errors import UserError, nearest
 from bpo_data.runtime import Runtime
 from bpo_data.stages.augment import AugmentConfig, author
-from bpo_data.tables import ID, columns, maybe, same_text
+from bpo_data.tables import ID, columns, maybe
 
 VERSION = 2
 AUTHORS = ("all", "policy", "source")
-ROUNDING = 1e-9
-"""A share of 0.7 is within an uncertainty of 0.3, whatever the last bits say."""
 
 
 @dataclass
@@ -162,12 +161,6 @@ def of_authors(responses: pa.Table, authors: str, inputs: dict[str, Artifact]) -
     return found
 
 
-def opinions_of(scores: Artifact) -> Opinions:
-    """What judges said, one by one."""
-    wanted = ["response_id", "judge", "against_id", "score"]
-    return Opinions(scores.read("opinions.parquet", wanted))
-
-
 def candidates(
     responses: dict[str, list[dict[str, Any]]], config: PairConfig, opinions: Opinions
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -184,8 +177,9 @@ def candidates(
         near = [pair for pair in pairs if alike(pair, config.max_length_ratio)]
         agreed = near
         if config.max_uncertainty < 1:
-            agreed = certain(near, distinct, config, opinions)
-        order = construction(pool_of(distinct, config), agreed, config.per_prompt, config.seed)
+            agreed = certain(near, same_ids(distinct), config.max_uncertainty, opinions)
+        points = pool_of(distinct, config)
+        order = construction(points, agreed, config.per_prompt, config.seed) if agreed else []
         drawn[name] = order[: config.per_prompt]
         spare[name] = first_of_each(order[config.per_prompt :], config.per_prompt)
         count["over"] += len(pairs) - len(near)
@@ -203,7 +197,7 @@ def candidates(
         drawn, exchanged = evened(drawn, spare, config.seed)
     rows = sorted(chain.from_iterable(drawn.values()), key=lambda row: row["pair_id"])
     for row in rows:
-        row["p_chosen"] = share_of(row, same_ids(responses[row["prompt_id"]]), opinions)
+        row["p_chosen"] = opinions.of_pair(row, same_ids(responses[row["prompt_id"]]))
     return rows, {
         "prompts": len(depths),
         "prompts_without_pairs": depths.count(0),
@@ -278,78 +272,3 @@ def why_none(config: PairConfig, possible: int, count: Counter[str]) -> str:
         f"pair.min_margin={config.min_margin} ({config.scale}). Lower it, try pair.scale=rank, "
         f"or raise augment.responses."
     )
-
-
-def collapse(responses: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Responses that read the same become one, the lowest number's, with their mean score.
-
-    ``same`` has the ids of all that read so.
-    """
-    same: dict[str, list[dict[str, Any]]] = {}
-    for row in sorted(responses, key=lambda row: row["number"]):
-        same.setdefault(same_text(row["text"]), []).append(row)
-    return [
-        {
-            **rows[0],
-            "score": math.fsum(row["score"] for row in rows) / len(rows),
-            "same": [row["response_id"] for row in rows],
-        }
-        for rows in same.values()
-    ]
-
-
-def pairs_of(
-    prompt_id: str, responses: list[dict[str, Any]], config: PairConfig
-) -> list[dict[str, Any]]:
-    """Every ordered pair of a prompt's distinct responses whose margin passes the floor."""
-    points = scaled([row["score"] for row in responses], config.scale)
-    found = []
-    for (one, a), (other, b) in combinations(zip(responses, points, strict=True), 2):
-        chosen, rejected = (one, other) if a > b else (other, one)
-        if abs(a - b) > config.min_margin:
-            numbers = f"{chosen['number']:02d}>{rejected['number']:02d}"
-            found.append(
-                {
-                    "pair_id": f"{prompt_id}/{numbers}",
-                    "prompt_id": prompt_id,
-                    "chosen_id": chosen["response_id"],
-                    "rejected_id": rejected["response_id"],
-                    "score_chosen": chosen["score"],
-                    "score_rejected": rejected["score"],
-                    "margin": abs(a - b),
-                    "chosen_length": len(chosen["text"]),
-                    "rejected_length": len(rejected["text"]),
-                }
-            )
-    return found
-
-
-def pool_of(responses: list[dict[str, Any]], config: PairConfig) -> dict[str, float]:
-    """Points of a prompt's distinct responses on the scale, by id."""
-    points = scaled([row["score"] for row in responses], config.scale)
-    return {row["response_id"]: value for row, value in zip(responses, points, strict=True)}
-
-
-def certain(
-    pairs: list[dict[str, Any]],
-    responses: list[dict[str, Any]],
-    config: PairConfig,
-    opinions: Opinions,
-) -> list[dict[str, Any]]:
-    """The pairs that judges are as sure of as ``pair.max_uncertainty`` asks."""
-    same, found = same_ids(responses), []
-    for pair in pairs:
-        share = share_of(pair, same, opinions)
-        if share is not None and 1 - share <= config.max_uncertainty + ROUNDING:
-            found.append(pair)
-    return found
-
-
-def share_of(pair: dict[str, Any], same: dict[str, list[str]], opinions: Opinions) -> float | None:
-    """The share of opinions that put the pair's chosen response above the rejected."""
-    return opinions.share(same[pair["chosen_id"]], same[pair["rejected_id"]])
-
-
-def same_ids(responses: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """Of each distinct response, the ids of all that read the same."""
-    return {row["response_id"]: row["same"] for row in responses}
