@@ -13,15 +13,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+from helpers import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairing import paired, pool, said
+from test_server_pipeline import arguments
 
 from bpo_data.components.certainty import Opinions
 from bpo_data.components.constructions import KINDS, accepted
 from bpo_data.components.scales import scaled
 from bpo_data.errors import UserError
+from bpo_data.llm.stub import StubServer
 from bpo_data.pipelines.config import read
 from bpo_data.stages.pair import PairConfig
 
@@ -252,9 +256,17 @@ def test_the_share_of_opinions_by_hand():
     assert found.share(["a"], ["b"]) == pytest.approx((2.5 / 4 + 0) / 2)
     assert found.share(["a"], ["c"]) is None, "stern alone, once each"
     assert found.share(["a"], ["d"]) is None
-    # b and d read the same, and stern also judged d: one more opinion on that side alone.
+    # b and d read the same: what stern says of d is no second opinion.
     both = Opinions(said(*told, ("stern", "d", 1.0)))
-    assert both.share(["a"], ["b", "d"]) == pytest.approx((2.5 / 4 + 1 / 2) / 2)
+    assert both.share(["a"], ["b", "d"]) == found.share(["a"], ["b"])
+    assert both.share(["a", "c"], ["e", "b"]) == found.share(["a"], ["b"])
+
+
+def test_a_text_that_came_twice_has_no_second_opinion(tmp_path):
+    rows = pool({"p0": [("same", 2.0), ("same", 2.0), ("other", 1.0), ("other", 1.0)]})
+    told = said(*(("verifier", row["response_id"], row["score"]) for row in rows))
+    (pair,) = paired(tmp_path, rows, PairConfig(), told).read().to_pylist()
+    assert pair["p_chosen"] is None
 
 
 def test_the_share_of_comparisons_by_hand():
@@ -402,3 +414,34 @@ def test_settings_of_pairs_that_cannot_work_are_named(setting, problem):
 def test_options_that_cannot_work_are_named(kind, options, problem):
     (line,) = PairConfig(kind=kind, options=options).problems()
     assert problem in line
+
+
+def graded(payload: dict[str, Any]) -> str:
+    """An answer that depends on the seed, or points that depend on the answer and the asking."""
+    asked = payload["messages"][-1]["content"]
+    if "to grade" not in asked:
+        return f"answer {payload['seed']} to {asked}"
+    number = int(hashlib.sha256(f"{asked}{payload.get('seed')}".encode()).hexdigest(), 16)
+    level = int(hashlib.sha256(asked.encode()).hexdigest(), 16) % 4
+    return json.dumps({"reason": "a coin said so", "score": 1 + level + number % 4})
+
+
+@pytest.mark.slow  # a pipeline of its own, against a server
+def test_what_a_judge_says_twice_reaches_the_dataset(tmp_path):
+    from bpo_data.policy import save_policy
+    from bpo_data.scratch import Scratch, make_policy
+
+    talk = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer 17"}]
+    policy = make_policy([talk], Scratch(width=16, layers=1, heads=2, hidden=16), 0)
+    save_policy(policy, tmp_path / "policy")
+    with StubServer(reply=graded) as server:
+        done = run(
+            *arguments(tmp_path, tmp_path / "policy", server.url),
+            *("score.options.repeats=3", "score.options.temperature=1", "pair.kind=spread"),
+            *("pair.max_uncertainty=0.4", "pair.authors=policy"),
+        )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").glob("export-*/dataset")
+    found = pq.read_table(folder / "train.parquet")["p_chosen"].to_pylist()
+    assert all(0.6 - 1e-6 <= share <= 1 for share in found)
+    assert any(share < 1 for share in found), found

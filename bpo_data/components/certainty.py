@@ -67,11 +67,14 @@ class Opinions:
         return self.share(same[pair["chosen_id"]], same[pair["rejected_id"]])
 
     def said(self, responses: Sequence[str]) -> dict[str, list[float]]:
-        """Points that each judge gave these responses."""
-        found: dict[str, list[float]] = defaultdict(list)
+        """Points that each judge gave the first of these responses of which it said anything.
+
+        What it says of the same text once more is no second opinion: most judges repeat themselves.
+        """
+        found: dict[str, list[float]] = {}
         for response in responses:
             for judge, points in self.points.get(response, {}).items():
-                found[judge] += points
+                found.setdefault(judge, points)
         return found
 
 
