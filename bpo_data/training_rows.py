@@ -33,16 +33,9 @@ def columns_for(
 
     ``cut`` is how many pairs the trainer will cut. Raises UserError where something is missing.
     """
-    names = objectives.columns_of(config)
+    found = extra_columns(objectives.columns_of(config), pairs, inputs)
     if "smoothed" in objectives.names(config):
-        if own_column(P_CHOSEN, pairs, inputs) is not None:
-            names.append(P_CHOSEN)
-        elif not config.label_smoothing:
-            raise UserError(
-                f"train.loss=smoothed finds no column {P_CHOSEN} of judges in the dataset. Set "
-                f"train.label_smoothing above 0, or use train.loss=sigmoid."
-            )
-    found = extra_columns(names, pairs, inputs)
+        found |= opinions_of(pairs, inputs, config.label_smoothing)
     if config.weights != "none":
         found["weight"] = weights_of(config.weights, pairs, inputs)
     if config.reference_from == "gradients":
@@ -56,6 +49,31 @@ def columns_for(
     if set(pairs.column_names) >= REFERENCE and not cut and not moving:
         found |= {name: numbers(pairs[name]) for name in sorted(REFERENCE)}
     return found
+
+
+def opinions_of(
+    pairs: pa.Table, inputs: Mapping[str, Artifact], label_smoothing: float
+) -> dict[str, np.ndarray]:
+    """The column ``p_chosen``; where it is empty, 1 - ``label_smoothing``; none if all of it is.
+
+    Raises UserError where it is empty and ``label_smoothing`` is 0.
+    """
+    column = own_column(P_CHOSEN, pairs, inputs)
+    if column is None or np.isnan(column).all():
+        if label_smoothing:
+            return {}
+        raise UserError(
+            f"train.loss=smoothed finds no column {P_CHOSEN} of judges in the dataset. Set "
+            f"train.label_smoothing above 0, or use train.loss=sigmoid."
+        )
+    empty = int(np.isnan(column).sum())
+    if empty and not label_smoothing:
+        raise UserError(
+            f"train.loss=smoothed: {empty:,} of {len(column):,} pairs have no {P_CHOSEN}, as "
+            f"judges have fewer than two opinions of them. Set train.label_smoothing above 0 for "
+            f"these, or pair.max_uncertainty below 1 to leave them out."
+        )
+    return {P_CHOSEN: finite(P_CHOSEN, np.where(np.isnan(column), 1 - label_smoothing, column))}
 
 
 def extra_columns(
@@ -72,12 +90,15 @@ def extra_columns(
         column = own_column(name, pairs, inputs)
         if column is None:
             column = made(name, pairs, inputs)
-        if not np.isfinite(column).all():
-            raise UserError(
-                f"train.loss: column {name} of the dataset has empty or endless values."
-            )
-        found[name] = column
+        found[name] = finite(name, column)
     return found
+
+
+def finite(name: str, column: np.ndarray) -> np.ndarray:
+    """The column as it is. Raises UserError where a value is empty or endless."""
+    if not np.isfinite(column).all():
+        raise UserError(f"train.loss: column {name} of the dataset has empty or endless values.")
+    return column
 
 
 def own_column(name: str, pairs: pa.Table, inputs: Mapping[str, Artifact]) -> np.ndarray | None:

@@ -11,16 +11,27 @@ from bpo_data.artifacts import Draft
 from bpo_data.runtime import Runtime
 from bpo_data.stages import pair
 from bpo_data.stages.pair import PairConfig
+from bpo_data.stages.score import OPINIONS
 
 
 class Held:
-    """An artifact that is a table in memory."""
+    """An artifact in memory: a table, files beside it and the settings it was made with."""
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(
+        self,
+        table: pa.Table,
+        beside: dict[str, pa.Table] | None = None,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
         self.whole = table
+        self.beside = beside or {}
+        self.manifest = {"settings": settings or {}}
 
     def table(self, columns: list[str] | None = None) -> pa.Table:
         return self.whole.select(columns) if columns else self.whole
+
+    def read(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        return self.beside[name].select(columns) if columns else self.beside[name]
 
 
 def pool(prompts: dict[str, list[tuple[str, float]]]) -> list[dict[str, Any]]:
@@ -38,11 +49,32 @@ def pool(prompts: dict[str, list[tuple[str, float]]]) -> list[dict[str, Any]]:
     ]
 
 
-def paired(folder: Path, rows: list[dict[str, Any]], config: PairConfig) -> Draft:
-    """What the stage makes of these responses; the folder must be empty."""
+def said(*opinions: tuple[str, str, float | None] | tuple[str, str, float | None, str]) -> pa.Table:
+    """``opinions.parquet`` of (judge, response id, score), or with the id of its opponent."""
+    names = ("judge", "response_id", "score", "against_id")
+    rows = [dict(zip(names, (*opinion, None)[:4], strict=True)) for opinion in opinions]
+    return pa.Table.from_pylist(rows, schema=OPINIONS)
+
+
+def paired(
+    folder: Path,
+    rows: list[dict[str, Any]],
+    config: PairConfig,
+    opinions: pa.Table | None = None,
+    settings: dict[str, Any] | None = None,
+) -> Draft:
+    """What the stage makes of these responses; the folder must be empty.
+
+    ``settings`` are those of augment.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist(rows)
-    inputs: Any = {"gradients": Held(table)}
+    beside = {"opinions.parquet": said() if opinions is None else opinions}
+    inputs: Any = {
+        "gradients": Held(table),
+        "scores": Held(table, beside),
+        "responses": Held(table, settings=settings),
+    }
     draft = Draft(folder, "pairs", pair.schema(config), inputs, "pair")
     pair.run(
         draft,

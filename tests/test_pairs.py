@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bpo_data.components.scales import scaled
 from bpo_data.errors import UserError
-from bpo_data.stages.pair import PairConfig, collapse, pairs_of, scaled
+from bpo_data.stages.pair import PairConfig, collapse, pairs_of
 
 
 def responses(*scores: float, texts: list[str] | None = None) -> list[dict]:

@@ -373,6 +373,22 @@ def test_columns_that_no_table_has_are_worked_out_or_asked_for(
         do_train(tmp_path / "smoothed", started, loss="smoothed")
 
 
+def test_label_smoothing_stands_in_where_judges_left_p_chosen_open() -> None:
+    shares = [0.9, None, 0.25, None, 1.0, 0.0, 0.5, 0.75]
+    table = dataset().append_column("p_chosen", pa.array(shares, pa.float32()))
+    (found,) = training_rows.opinions_of(table, {}, 0.25).values()
+    assert found == pytest.approx([0.9, 0.75, 0.25, 0.75, 1.0, 0.0, 0.5, 0.75])
+    with pytest.raises(UserError, match=r"2 of 8 pairs have no p_chosen.*label_smoothing above 0"):
+        training_rows.opinions_of(table, {}, 0.0)
+    silent = dataset().append_column("p_chosen", pa.nulls(8, pa.float32()))
+    assert training_rows.opinions_of(silent, {}, 0.25) == {}, "the loss has its own 1 - 0.25"
+    with pytest.raises(UserError, match="no column p_chosen of judges"):
+        training_rows.opinions_of(silent, {}, 0.0)
+    endless = dataset().append_column("p_chosen", pa.array([math.inf] * 8, pa.float32()))
+    with pytest.raises(UserError, match="endless values"):
+        training_rows.opinions_of(endless, {}, 0.25)
+
+
 def test_the_log_tells_the_chosen_against_the_reference_and_rings_when_they_fall(
     started: Path, tmp_path: Path
 ) -> None:

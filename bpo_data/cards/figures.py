@@ -34,6 +34,8 @@ COLUMNS = {
     "score_chosen": "the judge's points",
     "score_rejected": "the same",
     "margin": "difference of the points, on the scale named under Pairs below",
+    "p_chosen": "share of judges' opinions that put chosen above rejected, ties half; null with "
+    "fewer than two",
     "depth": "pairs kept of this prompt, over both splits",
     "cluster": "cluster of the pair's gradient, over all candidate pairs",
     "usefulness": "cosine of the pair's projected gradient with its cluster's centre",

@@ -87,6 +87,7 @@ class Config:
             yield "gradients.preconditioner=adam wants Adam's moments: set sft.keep_moments=true."
         if self.allocate.kind == "ifd" and not self.gradients.unprompted:
             yield "allocate.kind=ifd compares with no prompt: set gradients.unprompted=true."
+        yield from self.impossible_pairs()
         yield from self.missing_columns()
         if self.sft.model:
             try:
@@ -94,6 +95,20 @@ class Config:
             except UserError as error:
                 yield str(error)
         yield from self.missing_prices()
+
+    def impossible_pairs(self) -> Iterator[str]:
+        """Filters of pairs that these settings can leave nothing of."""
+        if self.pair.authors == "policy" and self.augment.client == "replay":
+            yield (
+                "pair.authors=policy wants responses of the policy, and augment.client=replay "
+                "samples none. Use pair.authors=all, or another augment.client."
+            )
+        if self.pair.max_uncertainty < 1 and not self.score.repeated:
+            yield (
+                f"pair.max_uncertainty={self.pair.max_uncertainty:g} compares opinions, and "
+                f"score.kind={self.score.kind} has one of each response. Ask more often "
+                f"(score.options.repeats), or several judges (score.kind=panel)."
+            )
 
     def missing_columns(self) -> Iterator[str]:
         """Columns that the training asks for and no stage before it makes."""
@@ -105,7 +120,7 @@ class Config:
                 f"train.weights={weights} is no column of the dataset.{nearest(weights, known)} "
                 f"Use none, or one of {', '.join(sorted(known))}."
             )
-        if "smoothed" in losses and "p_chosen" not in known and not self.train.label_smoothing:
+        if "smoothed" in losses and not self.score.repeated and not self.train.label_smoothing:
             yield "train.loss=smoothed without judges' p_chosen: set train.label_smoothing above 0."
         if "inpo" in losses and "shift_chosen" not in known and not self.gradients.reference:
             yield "train.loss=inpo has two references: name the second in gradients.reference."

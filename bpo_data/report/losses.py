@@ -78,8 +78,12 @@ PAIRS = (
     ("identical_responses_collapsed", "identical responses of a prompt, collapsed into one"),
     ("prompts_without_pairs", "prompts without any pair: no margin above the floor"),
     ("prompts_lost_to_length", "of these, prompts with pairs but none of near enough length"),
+    ("prompts_lost_to_uncertainty", "of these, prompts with pairs but none judges are sure of"),
+    ("prompts_lost_to_kind", "of these, prompts with pairs but none that pair.kind takes"),
     ("prompts_short_of_pairs", "prompts with fewer pairs than pair.per_prompt"),
     ("pairs_over_length_ratio", "possible pairs over pair.max_length_ratio"),
+    ("pairs_over_uncertainty", "possible pairs over pair.max_uncertainty or without opinions"),
+    ("responses_of_other_authors", "responses left out by pair.authors"),
 )
 
 

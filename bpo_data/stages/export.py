@@ -25,7 +25,7 @@ from bpo_data.statistics import gini
 from bpo_data.tables import ID, MSG, columns, lookup, lot, maybe
 from bpo_data.work import HOW, settings_of
 
-VERSION = 5
+VERSION = 6
 
 
 @dataclass
@@ -100,6 +100,7 @@ def schema(config: ExportConfig) -> pa.Schema:
         score_chosen=pa.float32(),
         score_rejected=pa.float32(),
         margin=pa.float32(),
+        p_chosen=maybe(pa.float32()),
         depth=pa.int32(),
         cluster=pa.int32(),
         usefulness=pa.float32(),
@@ -204,6 +205,7 @@ def joined(
         "prompt_id": kept["prompt_id"],
         "depth": kept["depth"],
         "margin": pair["margin"],
+        "p_chosen": pair["p_chosen"],
         "topic": owner["topic"],
         "source": owner["source"],
         **{name: place[name] for name in ("cluster", "usefulness", "informativeness")},

@@ -1,38 +1,64 @@
-"""Pairs of responses of one prompt: all with a margin above the floor, then some by lot."""
+"""Pairs of responses of one prompt: all with a margin above the floor, of which some are drawn."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain, combinations
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bpo_data.artifacts import Draft
+from bpo_data.artifacts import Artifact, Draft
+from bpo_data.components import constructions, kinds
+from bpo_data.components.certainty import Opinions, certain, opinions_of
+from bpo_data.components.constructions import Construction
 from bpo_data.components.lengths import alike, bias, evened, first_of_each, lengths_of, side
-from bpo_data.errors import UserError
+from bpo_data.components.possible import collapse, pairs_of, pool_of, same_ids
+from bpo_data.components.scales import SCALES
+from bpo_data.errors import UserError, nearest
 from bpo_data.runtime import Runtime
-from bpo_data.tables import ID, columns, lot, same_text
+from bpo_data.stages.augment import AugmentConfig, author
+from bpo_data.tables import ID, columns, maybe
 
-VERSION = 1
-SCALES = ("score", "rank", "logit")
+VERSION = 2
+AUTHORS = ("all", "policy", "source")
 
 
 @dataclass
 class PairConfig:
+    kind: str = "lot"
+    """Which pairs are drawn: by ``lot``; ``best_worst`` of the prompt; with margins evenly
+    ``spread``; of ``adjacent`` ranks; with the ``low`` rejected nearest to mu - 2 sigma; or of
+    responses kept by rejection sampling, ``rso``. Or ``package.module:name``. best_worst gives 1
+    pair a prompt unless points tie."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the kind: ``temperature`` and ``samples`` of rso, ``deviations`` of low."""
+
     per_prompt: int = 4
     """Pairs kept per prompt before the gradients choose among them. Our choice."""
 
     scale: str = "score"
-    """What a margin is measured in: ``score`` points, ``rank`` within the prompt, or ``logit`` of a
-    score that is a share in [0, 1] (saturated judges)."""
+    """What a margin is measured in: ``score`` points, ``rank`` within the prompt, ``logit`` of a
+    score that is a share in [0, 1] (saturated judges), or ``win``, the share of the prompt's other
+    responses that a response beats, ties half."""
 
     min_margin: float = 0.0
     """A pair's margin must be greater than this, in units of the scale."""
+
+    authors: str = "all"
+    """Whose responses may be in pairs: ``all``; those of the ``policy`` that augment samples from
+    (on-policy only), known by the column author; or those of the ``source`` (off-policy only)."""
+
+    max_uncertainty: float = 1.0
+    """No pair of which more than this share of the judges' opinions does not put chosen above
+    rejected, ties half, nor one with fewer than two opinions. It needs a judge with repeats, or
+    several. 1, the default, is no bound; 0 keeps what all agree on."""
 
     max_length_ratio: float = 0.0
     """No pair whose longer response has more than this many times the characters of the shorter.
@@ -46,13 +72,26 @@ class PairConfig:
     seed: int = 0
     """Draws the pairs of each prompt."""
 
+    def construction(self) -> Construction:
+        """The way of drawing these settings name. Raises UserError."""
+        found: Construction = kinds.build(constructions.KINDS, self.kind, self.options, "pair.kind")
+        return found
+
     def problems(self) -> Iterator[str]:
+        yield from kinds.problems(constructions.KINDS, self.kind, self.options, "pair.kind")
         if self.per_prompt < 1:
             yield f"pair.per_prompt={self.per_prompt}: keep at least 1 pair for a prompt."
         if self.scale not in SCALES:
             yield f"pair.scale={self.scale}: choose {', '.join(SCALES)}."
         if self.min_margin < 0:
             yield f"pair.min_margin={self.min_margin}: a margin is 0 or more."
+        if self.authors not in AUTHORS:
+            yield (
+                f"pair.authors={self.authors}: choose {', '.join(AUTHORS)}."
+                f"{nearest(self.authors, AUTHORS)}"
+            )
+        if not 0 <= self.max_uncertainty <= 1:
+            yield f"pair.max_uncertainty={self.max_uncertainty}: a share lies from 0 to 1."
         if self.max_length_ratio != 0 and not 1 <= self.max_length_ratio < math.inf:
             yield (
                 f"pair.max_length_ratio={self.max_length_ratio}: the longer of two responses is "
@@ -69,6 +108,7 @@ def schema(config: PairConfig) -> pa.Schema:
         score_chosen=pa.float32(),
         score_rejected=pa.float32(),
         margin=pa.float32(),
+        p_chosen=maybe(pa.float32()),
     )
 
 
@@ -83,60 +123,92 @@ def run(
     measured = draft.inputs["gradients"].table(["response_id"])["response_id"]
     usable = responses.filter(pc.is_in(responses["response_id"], measured.combine_chunks()))
     judged = dict(zip(scores["response_id"].to_pylist(), scores["score"].to_pylist(), strict=True))
+    welcome = of_authors(usable, config.authors, draft.inputs)
     by_prompt: dict[str, list[dict[str, Any]]] = {
         name: [] for name in sorted(responses["prompt_id"].unique().to_pylist())
     }
-    for row in usable.to_pylist():
+    for row in welcome.to_pylist():
         score = judged.get(row["response_id"])
         if score is not None:
             by_prompt[row["prompt_id"]].append({**row, "score": score})
     distinct = {name: collapse(rows) for name, rows in by_prompt.items()}
-    rows, facts = candidates(distinct, config)
+    rows, facts = candidates(distinct, config, opinions_of(draft.inputs["scores"]))
     draft.write(pa.Table.from_pylist(rows, schema=draft.schema))
     with_score = sum(map(len, by_prompt.values()))
     draft.facts |= {
         **facts,
-        "responses_without_score": usable.num_rows - with_score,
+        "responses_without_score": welcome.num_rows - with_score,
+        "responses_of_other_authors": usable.num_rows - welcome.num_rows,
         "identical_responses_collapsed": with_score - sum(map(len, distinct.values())),
+        "pairs_with_opinions": sum(row["p_chosen"] is not None for row in rows),
     }
     tell(draft, config)
 
 
+def of_authors(responses: pa.Table, authors: str, inputs: dict[str, Artifact]) -> pa.Table:
+    """The responses that ``pair.authors`` lets into pairs. Raises UserError without any."""
+    if authors == "all":
+        return responses
+    policy = author(AugmentConfig(**inputs["responses"].manifest["settings"]))
+    own = pc.equal(responses["author"], policy)
+    found = responses.filter(own if authors == "policy" else pc.invert(own))
+    if not found.num_rows:
+        names = ", ".join(sorted(set(responses["author"].to_pylist()))[:5])
+        raise UserError(
+            f"pair.authors={authors}: the policy is {policy}, and all {responses.num_rows:,} "
+            f"responses are by {names}. Use pair.authors=all."
+        )
+    return found
+
+
 def candidates(
-    responses: dict[str, list[dict[str, Any]]], config: PairConfig
+    responses: dict[str, list[dict[str, Any]]], config: PairConfig, opinions: Opinions
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The pairs drawn from each prompt's distinct responses, by id, and facts of the draw.
 
     Raises UserError when there is none.
     """
+    construction = config.construction()
     drawn, spare, possible = {}, {}, []
-    over, lost, one_kind = 0, 0, 0
+    count: Counter[str] = Counter()
     for name, distinct in responses.items():
         pairs = pairs_of(name, distinct, config)
         possible.append(lengths_of(pairs))
         near = [pair for pair in pairs if alike(pair, config.max_length_ratio)]
-        over += len(pairs) - len(near)
-        lost += bool(pairs) and not near
-        one_kind += len({side(pair) for pair in near}) == 1
-        order = sorted(near, key=lambda pair: lot(config.seed, "pair", pair["pair_id"]))
+        agreed = near
+        if config.max_uncertainty < 1:
+            agreed = certain(near, same_ids(distinct), config.max_uncertainty, opinions)
+        points = pool_of(distinct, config)
+        order = construction(points, agreed, config.per_prompt, config.seed) if agreed else []
         drawn[name] = order[: config.per_prompt]
         spare[name] = first_of_each(order[config.per_prompt :], config.per_prompt)
+        count["over"] += len(pairs) - len(near)
+        count["uncertain"] += len(near) - len(agreed)
+        count["lost_to_length"] += bool(pairs) and not near
+        count["lost_to_uncertainty"] += bool(near) and not agreed
+        count["lost_to_kind"] += bool(agreed) and not order
+        count["one_kind"] += len({side(pair) for pair in order}) == 1
     all_possible = np.concatenate(possible)
     if not any(drawn.values()):
-        raise UserError(why_none(config, len(all_possible)))
+        raise UserError(why_none(config, len(all_possible), count))
     depths = [len(pairs) for pairs in drawn.values()]
     exchanged = 0
     if config.match_length:
         drawn, exchanged = evened(drawn, spare, config.seed)
     rows = sorted(chain.from_iterable(drawn.values()), key=lambda row: row["pair_id"])
+    for row in rows:
+        row["p_chosen"] = opinions.of_pair(row, same_ids(responses[row["prompt_id"]]))
     return rows, {
         "prompts": len(depths),
         "prompts_without_pairs": depths.count(0),
-        "prompts_lost_to_length": lost,
+        "prompts_lost_to_length": count["lost_to_length"],
+        "prompts_lost_to_uncertainty": count["lost_to_uncertainty"],
+        "prompts_lost_to_kind": count["lost_to_kind"],
         "prompts_short_of_pairs": sum(0 < depth < config.per_prompt for depth in depths),
-        "prompts_of_one_kind": one_kind,
+        "prompts_of_one_kind": count["one_kind"],
         "pairs_possible": len(all_possible),
-        "pairs_over_length_ratio": over,
+        "pairs_over_length_ratio": count["over"],
+        "pairs_over_uncertainty": count["uncertain"],
         "pairs_exchanged": exchanged,
         "lengths": {"possible": bias(all_possible), "candidates": bias(lengths_of(rows))},
     }
@@ -157,6 +229,16 @@ def tell(draft: Draft, config: PairConfig) -> None:
         prompts,
         f"prompts have pairs, but none within pair.max_length_ratio={config.max_length_ratio:g}",
     )
+    draft.note(
+        facts["prompts_lost_to_uncertainty"],
+        prompts,
+        f"prompts have pairs, but none within pair.max_uncertainty={config.max_uncertainty:g}",
+    )
+    draft.note(
+        facts["prompts_lost_to_kind"],
+        prompts,
+        f"prompts have pairs, but none that pair.kind={config.kind} takes",
+    )
     longer = lengths["chosen_longer"]
     shorter = lengths["pairs"] - lengths["equally_long"] - longer
     if config.match_length and abs(longer - shorter) > 1:
@@ -166,69 +248,27 @@ def tell(draft: Draft, config: PairConfig) -> None:
         )
 
 
-def why_none(config: PairConfig, possible: int) -> str:
+def why_none(config: PairConfig, possible: int, count: Counter[str]) -> str:
     """What to do when there is no pair at all."""
-    if possible:
+    left = possible - count["over"]
+    if possible and not left:
         return (
             f"pair: in each of {possible:,} pairs the longer response is over "
             f"pair.max_length_ratio={config.max_length_ratio:g} times the shorter. Raise it."
+        )
+    if possible and left == count["uncertain"]:
+        return (
+            f"pair: none of {left:,} pairs has two opinions of judges and is within "
+            f"pair.max_uncertainty={config.max_uncertainty:g}. Raise it, or let score ask a judge "
+            f"more than once, or several: score.options.repeats, score.kind=panel."
+        )
+    if possible:
+        return (
+            f"pair: pair.kind={config.kind} takes none of {left - count['uncertain']:,} pairs. "
+            f"Loosen the filters of pair, or use pair.kind=lot."
         )
     return (
         f"pair: no prompt has two responses whose scores differ by more than "
         f"pair.min_margin={config.min_margin} ({config.scale}). Lower it, try pair.scale=rank, "
         f"or raise augment.responses."
     )
-
-
-def collapse(responses: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Responses that read the same become one, the lowest number's, with their mean score."""
-    same: dict[str, list[dict[str, Any]]] = {}
-    for row in sorted(responses, key=lambda row: row["number"]):
-        same.setdefault(same_text(row["text"]), []).append(row)
-    return [
-        {**rows[0], "score": math.fsum(row["score"] for row in rows) / len(rows)}
-        for rows in same.values()
-    ]
-
-
-def pairs_of(
-    prompt_id: str, responses: list[dict[str, Any]], config: PairConfig
-) -> list[dict[str, Any]]:
-    """Every ordered pair of a prompt's distinct responses whose margin passes the floor."""
-    points = scaled([row["score"] for row in responses], config.scale)
-    found = []
-    for (one, a), (other, b) in combinations(zip(responses, points, strict=True), 2):
-        chosen, rejected = (one, other) if a > b else (other, one)
-        if abs(a - b) > config.min_margin:
-            numbers = f"{chosen['number']:02d}>{rejected['number']:02d}"
-            found.append(
-                {
-                    "pair_id": f"{prompt_id}/{numbers}",
-                    "prompt_id": prompt_id,
-                    "chosen_id": chosen["response_id"],
-                    "rejected_id": rejected["response_id"],
-                    "score_chosen": chosen["score"],
-                    "score_rejected": rejected["score"],
-                    "margin": abs(a - b),
-                    "chosen_length": len(chosen["text"]),
-                    "rejected_length": len(rejected["text"]),
-                }
-            )
-    return found
-
-
-def scaled(scores: list[float], scale: str) -> list[float]:
-    """Scores on the scale margins are measured in; equal scores stay equal."""
-    if scale == "rank":
-        place = {score: float(rank) for rank, score in enumerate(sorted(set(scores)))}
-        return [place[score] for score in scores]
-    if scale == "logit":
-        if not all(0 <= score <= 1 for score in scores):
-            raise UserError(
-                f"pair.scale=logit needs scores in [0, 1]; there is one of "
-                f"{next(score for score in scores if not 0 <= score <= 1):g}. Use score or rank."
-            )
-        # A judge's 0 or 1 is the end of what it can write, not certainty.
-        inside = [min(max(score, 1e-6), 1 - 1e-6) for score in scores]
-        return [math.log(score / (1 - score)) for score in inside]
-    return scores

@@ -46,6 +46,11 @@ class ScoreConfig:
         judge: Judge = kinds.build(judges.KINDS, self.kind, self.options, "score.kind")
         return judge
 
+    @property
+    def repeated(self) -> bool:
+        """Whether the judge may say more than one thing of a pair; true where settings are bad."""
+        return any(self.problems()) or said_again(self.kind, self.options)
+
     def problems(self) -> Iterator[str]:
         yield from kinds.problems(judges.KINDS, self.kind, self.options, "score.kind")
         yield from asking_problems(self.mode, self.retry, "score")
@@ -59,6 +64,16 @@ def ready(config: ScoreConfig) -> None:
 def outside(config: ScoreConfig) -> dict[str, str]:
     """Digests of the files of judges' models on this machine, so that a changed one is noticed."""
     return model_digests(config.kind, config.options)
+
+
+def said_again(kind: str, options: Mapping[str, Any]) -> bool:
+    """Whether a judge of this kind may say more than one thing of a pair of responses."""
+    if kind == "panel":
+        judges = options.get("judges", [])
+        return len(judges) > 1 or any(
+            said_again(entry["kind"], entry.get("options", {})) for entry in judges
+        )
+    return kind == "pairwise" or ":" in kind or options.get("repeats", 1) > 1
 
 
 def model_digests(kind: str, options: Mapping[str, Any]) -> dict[str, str]:
