@@ -35,7 +35,7 @@ SEEDED = (
 
 SEEDED_KINDS = {"load.options.seed": "topics", "score.options.seed": "verifier"}
 
-TEXTS = ("about", "base", "against", "card")
+TEXTS = ("title", "about", "base", "against", "card")
 GROUPS = ("arms", "worlds")
 NAME = re.compile(r"[\w.+-]*\w[\w.+-]*")
 """What an arm or a world may be called: it becomes part of a file's name and of a table."""
@@ -46,6 +46,9 @@ KINDS = {"quick": bool, **dict.fromkeys(TEXTS, str), **dict.fromkeys(GROUPS, dic
 @dataclass
 class Ablation:
     """What to compare."""
+
+    title: str = "Depth rules against each other"
+    """What the page is called."""
 
     about: str = ""
     """What is compared and why, in words for the page."""

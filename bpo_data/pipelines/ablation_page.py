@@ -100,7 +100,7 @@ def page(
     seeds = sorted({one.seed for one in outcomes})
     worlds = dict(worlds_of(ablation, outcomes))
     parts = [
-        f"# Depth rules against each other, {len(worlds)} world{'s'[: len(worlds) > 1]}, "
+        f"# {ablation.title}, {len(worlds)} world{'s'[: len(worlds) > 1]}, "
         f"{len(seeds)} seeds",
         ablation.about.strip(),
         f"Made by\n\n    {command}\n\nwith {versions()}; seeds {seeds[0]} to {seeds[-1]}. Each "
