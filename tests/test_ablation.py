@@ -140,7 +140,9 @@ def test_the_page_says_how_it_was_made(made):
         assert points in page
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_its_processes_end_with_it(tmp_path, number):
     (tmp_path / "mine.yaml").write_text(RECIPE)
     settings = [f"recipe={tmp_path}/mine.yaml", f"runtime.folder={tmp_path}/runs"]

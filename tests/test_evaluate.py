@@ -42,6 +42,7 @@ def still(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_policy_ties_with_itself_under_the_verifier(still):
     facts, rows = wins(still)
     assert {row["winner"] for row in rows} == {"tie"}

@@ -49,7 +49,7 @@ def dataset(folder: Path) -> list[dict]:
 @needs_data
 def test_rated_responses_become_a_balanced_dataset(tmp_path):
     path = SHARED / "gpt4_ratings_1to5.parquet"
-    manifests = ran(tmp_path, "recipe=gpt4_ratings", f"load.path={path}")
+    manifests = ran(tmp_path, "recipe=gpt4_ratings", f"load.path={path}", "load.limit=60")
     assert set(manifests) == set(STAGES)
     ratings = {
         (row["response"], row["prompt"][-1]["content"]): row["score"]
@@ -69,7 +69,7 @@ def test_rated_responses_become_a_balanced_dataset(tmp_path):
 @needs_data
 def test_many_saturated_scores_pair_by_logit(tmp_path):
     path = SHARED / "alpaca_eval_responses.parquet"
-    few = ("load.limit=24", "select.share=1")
+    few = ("load.limit=12", "select.share=1")
     manifests = ran(tmp_path, "recipe=alpaca_eval", f"load.path={path}", *few)
     assert set(manifests) == set(STAGES)
     rows = dataset(tmp_path)

@@ -310,6 +310,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 def test_a_stage_killed_between_its_parts_goes_on_with_those_it_has(tmp_path):
     def started(stage: str, folder: Path) -> subprocess.CompletedProcess[str]:
         arguments = ["stage=gradients", f"runtime.folder={folder}", *TINY]
