@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -177,7 +178,7 @@ class Format:
         return chosen.ids[:longest] == rejected.ids[:longest]
 
 
-class Pairwise(Format):
+class Pairwise(Format, ABC):
     """A format with one row a kept pair."""
 
     def rows(self, asked: Asked) -> Iterator[Row]:
@@ -191,9 +192,9 @@ class Pairwise(Format):
         """Why the format cannot hold this pair; empty where it can."""
         return ""
 
+    @abstractmethod
     def values(self, asked: Asked, pair: Pair) -> dict[str, Any]:
         """The row's columns."""
-        raise NotImplementedError
 
 
 def tokens(row: Row) -> list[Tokens]:
