@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,25 +14,21 @@ import pytest
 import torch
 from preferring import (
     Table,
-    asked,
     dataset,
     do_train,
     log_prob,
     losses,
     make_started,
     pairs_table,
-    said,
     text_of,
     weights,
 )
 
-from bpo_data import stopping, training_rows
+from bpo_data import stopping
 from bpo_data.errors import UserError
-from bpo_data.losses import LIST, LOSSES
+from bpo_data.losses import LOSSES
 from bpo_data.objectives import NAMES, OF_TRL
 from bpo_data.policy import load_policy
-from bpo_data.stages.sft import SftConfig
-from bpo_data.stages.train import TrainConfig
 
 torch.set_num_threads(1)
 RATES = {"win_rate_chosen": [1.0] * 8, "win_rate_rejected": [0.5, 0.0] * 4}
@@ -289,106 +283,6 @@ def test_adapters_learn_and_end_in_the_weights(
     assert rises[0] > rises[1]
 
 
-@pytest.mark.parametrize("loss", [n for n, loss in LOSSES.items() if loss.measures == LIST])
-def test_a_list_holds_every_response_of_its_prompts_pairs(
-    started: Path, tmp_path: Path, loss: str
-) -> None:
-    draft = do_train(tmp_path, started, loss=loss, steps=2, batch=4, learning_rate=1e-12)
-    policy = load_policy(str(started / "model"), None, "cpu", "float32")
-    rows = training_rows.of_lists(policy, dataset().to_pylist())
-    assert [len(row["list_ids"]) for row in rows] == [3] * 4
-    assert rows[0]["list_scores"] == [9.0, 4.0, 3.0]
-    assert rows[0]["chosen"] == said(text_of(0, 0))
-    assert rows[0]["rejected"] == said(text_of(0, 2))
-    zero = torch.zeros(1, 3)
-    expected = LOSSES[loss](
-        zero, 0.1, scores=torch.tensor([[9.0, 4.0, 3.0]]), present=torch.ones(1, 3) > 0
-    )
-    assert losses(draft)[0] == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_a_batch_of_lists_knows_where_each_response_went(started: Path) -> None:
-    from trl.trainer.dpo_trainer import DataCollatorForPreference
-
-    from bpo_data.batches import Collator
-
-    rows = [
-        {
-            "prompt_ids": [1, number],
-            "chosen_ids": [10],
-            "rejected_ids": [14, 2],
-            "list_ids": [[10], [11, 2], [12], [13, 2, 2], [14, 2]][: 5 - number]
-            + [[14, 2]] * number,
-            "list_scores": [5.0, 4.0, 3.0, 2.0, 1.0][: 5 - number] + [0.5] * number,
-        }
-        for number in range(2)
-    ]
-    batch = Collator(DataCollatorForPreference(pad_token_id=0), [])(rows)
-    for number, row in enumerate(rows):
-        for place, ids in enumerate(row["list_ids"]):
-            where = batch["listed"][number, place]
-            read = batch["input_ids"][where][batch["attention_mask"][where].bool()].tolist()
-            assert read == [1, number, *ids]
-            scored = batch["completion_mask"][where].bool()
-            assert batch["input_ids"][where][scored].tolist() == ids
-    assert batch["present"].sum(dim=1).tolist() == [len(row["list_ids"]) for row in rows]
-
-
-def test_win_rates_are_shares_of_the_prompts_other_responses() -> None:
-    scores = pa.table(
-        {
-            "response_id": ["a/00", "a/01", "a/02", "a/03", "b/00", "b/01"],
-            "score": pa.array([3.0, 1.0, 3.0, None, 5.0, 6.0]),
-        }
-    )
-    assert training_rows.win_rates(scores) == {
-        "a/00": 0.75, "a/01": 0.0, "a/02": 0.75, "b/00": 0.0, "b/01": 1.0,
-    }  # fmt: skip
-
-
-def test_columns_that_no_table_has_are_worked_out_or_asked_for(
-    started: Path, tmp_path: Path
-) -> None:
-    ids = [f"p{number}/{place:02d}" for number in range(4) for place in range(3)]
-    scores = pa.table({"response_id": ids, "score": [9.0, 4.0, 3.0] * 4})
-    gradients = pa.table(
-        {"response_id": ids, "log_prob": [-3.0] * 12, "reference_log_prob": [-1.0, -4.0, -6.0] * 4}
-    )
-    inputs = {"pairs": Table(pairs_table()), "scores": Table(scores),
-              "gradients": Table(gradients, reference="other")}  # fmt: skip
-    names = ["win_rate_chosen", "win_rate_rejected", "shift_chosen", "shift_rejected"]
-    found = training_rows.extra_columns(names, dataset(), inputs)
-    assert {name: values.tolist() for name, values in found.items()} == {
-        "win_rate_chosen": [1.0] * 8,
-        "win_rate_rejected": [0.5, 0.0] * 4,
-        "shift_chosen": [2.0] * 8,
-        "shift_rejected": [-1.0, -3.0] * 4,
-    }
-    inputs["gradients"] = Table(gradients, reference="")
-    with pytest.raises(UserError, match=r"shift_chosen.*gradients.reference"):
-        do_train(tmp_path / "inpo", started, inputs=inputs, loss="inpo")
-    with pytest.raises(UserError, match=r"win_rate_chosen.*score.kind"):
-        do_train(tmp_path / "sppo", started, loss="sppo")
-    with pytest.raises(UserError, match=r"no column p_chosen of judges.*train.label_smoothing"):
-        do_train(tmp_path / "smoothed", started, loss="smoothed")
-
-
-def test_label_smoothing_stands_in_where_judges_left_p_chosen_open() -> None:
-    shares = [0.9, None, 0.25, None, 1.0, 0.0, 0.5, 0.75]
-    table = dataset().append_column("p_chosen", pa.array(shares, pa.float32()))
-    (found,) = training_rows.opinions_of(table, {}, 0.25).values()
-    assert found == pytest.approx([0.9, 0.75, 0.25, 0.75, 1.0, 0.0, 0.5, 0.75])
-    with pytest.raises(UserError, match=r"2 of 8 pairs have no p_chosen.*label_smoothing above 0"):
-        training_rows.opinions_of(table, {}, 0.0)
-    silent = dataset().append_column("p_chosen", pa.nulls(8, pa.float32()))
-    assert training_rows.opinions_of(silent, {}, 0.25) == {}, "the loss has its own 1 - 0.25"
-    with pytest.raises(UserError, match="no column p_chosen of judges"):
-        training_rows.opinions_of(silent, {}, 0.0)
-    endless = dataset().append_column("p_chosen", pa.array([math.inf] * 8, pa.float32()))
-    with pytest.raises(UserError, match="endless values"):
-        training_rows.opinions_of(endless, {}, 0.25)
-
-
 def test_the_log_tells_the_chosen_against_the_reference_and_rings_when_they_fall(
     started: Path, tmp_path: Path
 ) -> None:
@@ -428,77 +322,6 @@ def test_four_bits_without_a_gpu_are_a_user_error(started: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("settings", "problem"),
-    [
-        ({"loss": "kleip"}, "kleip is no loss. Did you mean kliep?"),
-        ({"loss": "lr+lr"}, "names a loss twice"),
-        ({"loss": "sba", "loss_options": {"lamb": 1}}, "lamb is no option of train.loss=sba. Did"),
-        ({"loss": "sba", "loss_options": {"lam": -2.0}}, "loss_options.lam=-2.0: use 0, or"),
-        ({"loss": "sigmoid", "loss_options": {"ld_alpa": 1}}, "Did you mean ld_alpha?"),
-        ({"loss": "lr", "loss_options": {"ld_alpha": 1}}, "ld_alpha is no option"),
-        ({"loss_options": {"label_smoothing": 0.1}}, "is a setting of its own"),
-        ({"loss": "js", "label_smoothing": 0.5}, "label_smoothing=0.5"),
-        ({"loss": "aot", "weights": "margin"}, "train.weights=margin cannot be had with TRL's aot"),
-        ({"loss": "cal_dpo", "beta_rejected": 0.2}, "means nothing to cal_dpo"),
-        ({"loss": "tpo", "weights": "margin"}, "has lists"),
-        ({"loss": "tpo+sppo"}, "sppo needs columns of pairs"),
-        ({"loss": "tpo", "precompute_ref_log_probs": True}, "needs the reference of whole lists"),
-        ({"loss": "nca_pair", "loss_options": {"f_divergence_type": "forward_kl"}}, "nothing to"),
-        ({"loss": "aot", "loss_options": {"use_weighting": True}}, "no use with aot"),
-        ({"lora_rank": 2, "loss_options": {"sync_ref_model": True}}, "moves a second model"),
-        ({"lora_alpha": 8.0}, "train.lora_alpha=8.0 has no use without train.lora_rank"),
-        ({"quantize": "4bit"}, "train.quantize=4bit trains adapters"),
-        ({"quantize": "8bit", "lora_rank": 1}, "train.quantize=8bit: choose none or 4bit"),
-        ({"reference_from": "gradient"}, "choose policy or gradients"),
-        ({"trackers": ["tensorbord"]}, "Did you mean tensorboard?"),
-        ({"save_steps": -1}, "train.save_steps=-1"),
-    ],
-)
-def test_settings_that_cannot_work_are_named(settings: dict[str, Any], problem: str) -> None:
-    found = list(TrainConfig(**settings).problems())
-    assert any(problem in line for line in found), found
-
-
-@pytest.mark.parametrize(
-    ("setting", "problem"),
-    [
-        ("train.weights=usefulnes", "is no column of the dataset. Did you mean usefulness?"),
-        ("train.loss=smoothed", "without judges' p_chosen: set train.label_smoothing"),
-        ("train.loss=lr+inpo", "name the second in gradients.reference"),
-        ("cluster.loss=tpo", "cluster.loss=tpo: choose"),
-        ("cluster.loss=sppo", "cluster.loss=sppo: choose"),
-    ],
-)
-def test_what_no_stage_makes_is_missed_before_any_work(setting: str, problem: str) -> None:
-    from bpo_data.pipelines.config import read
-
-    with pytest.raises(UserError, match=re.escape(problem)):
-        read([setting])
-    read(["train.loss=smoothed", "train.label_smoothing=0.1", "train.weights=usefulness"])
-    read(["cluster.loss=sba", "cluster.loss_options.lam=0.5"])
-
-
-def test_nobody_is_told_of_a_training_unless_asked(tmp_path: Path) -> None:
-    from bpo_data import training
-
-    asked_for = training.arguments(TrainConfig(), "train", "cpu", tmp_path)
-    assert (asked_for["report_to"], asked_for["save_strategy"]) == ("none", "no")
-    told = TrainConfig(trackers=["tensorboard"], save_steps=7)
-    asked_for = training.arguments(told, "train", "cpu", tmp_path)
-    assert (asked_for["report_to"], asked_for["save_steps"]) == (["tensorboard"], 7)
-    installed = importlib.util.find_spec("tensorboard") is not None
-    assert any("tensorboard is not installed" in line for line in told.problems()) != installed
-
-
-def test_how_to_save_and_whom_to_tell_are_in_no_key() -> None:
-    from bpo_data.work import settings_of
-
-    for config in (TrainConfig, SftConfig):
-        assert settings_of(config(save_steps=5)) == settings_of(config())
-        assert not {"save_steps", "trackers"} & settings_of(config()).keys()
-
-
-@pytest.mark.parametrize(
     "options",
     [
         {"use_weighting": True},
@@ -514,9 +337,3 @@ def test_variants_of_trl_are_reached_by_options_of_the_loss(
     told = do_train(tmp_path, started, loss_options=options, steps=5, learning_rate=3e-3)
     assert losses(told)[-1] < losses(told)[0]
     assert weights(told.folder) != weights(five_updates)
-
-
-def test_prompts_are_asked_as_the_dataset_has_them(started: Path) -> None:
-    policy = load_policy(str(started / "model"), None, "cpu", "float32")
-    (row,) = training_rows.of_pairs(policy, dataset().to_pylist()[:1], {})
-    assert row == {"prompt": asked(0), "chosen": said("= 2"), "rejected": said("maybe 2 or so")}
