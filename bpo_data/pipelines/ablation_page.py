@@ -100,8 +100,7 @@ def page(
     seeds = sorted({one.seed for one in outcomes})
     worlds = dict(worlds_of(ablation, outcomes))
     parts = [
-        f"# {ablation.title}, {len(worlds)} world{'s'[: len(worlds) > 1]}, "
-        f"{len(seeds)} seeds",
+        f"# {ablation.title}, {len(worlds)} world{'s'[: len(worlds) > 1]}, {len(seeds)} seeds",
         ablation.about.strip(),
         f"Made by\n\n    {command}\n\nwith {versions()}; seeds {seeds[0]} to {seeds[-1]}. Each "
         f"seed has data, an SFT policy and draws of its own; what arms of a world have in common "
