@@ -165,6 +165,26 @@ def policy_location(folder: Path) -> tuple[str, str | None]:
     return str(folder / "model"), None
 
 
+ROUND = "round.json"
+"""Names the online round that a policy was trained in; beside the model of a ``train`` artifact."""
+
+
+def round_of(folder: Path) -> int:
+    """How many rounds of training a policy's artifact has behind it; the SFT policy has none."""
+    path = folder / ROUND
+    return int(json.loads(path.read_text(encoding="utf-8"))["round"]) if path.is_file() else 0
+
+
+def write_round(folder: Path, number: int) -> None:
+    """Write down the round, so that what it samples can draw other numbers than the last one."""
+    (folder / ROUND).write_text(json.dumps({"round": number}), encoding="utf-8")
+
+
+def copy_round(source: Path, folder: Path) -> None:
+    """A policy made of another counts as trained in the same round."""
+    write_round(folder, round_of(source))
+
+
 def end_tokens(policy: Policy) -> list[int]:
     """Ids that end a response: those of the tokenizer, of the model and of the chat template."""
     named = policy.model.generation_config.eos_token_id

@@ -134,8 +134,10 @@ def made(name: str, pairs: pa.Table, inputs: Mapping[str, Artifact]) -> np.ndarr
 
 
 def reference_of(gradients: Artifact) -> str:
-    """``gradients.reference`` of what was measured; empty where it was the policy itself."""
-    return str(gradients.manifest.get("settings", {}).get("reference", ""))
+    """What was measured as the reference: ``gradients.reference``, or that of an online round;
+    empty where it was the policy itself."""
+    named = str(gradients.manifest.get("settings", {}).get("reference", ""))
+    return named or ("rounds" if "reference" in gradients.manifest.get("inputs", {}) else "")
 
 
 def ids_of(side: str, pairs: pa.Table, inputs: Mapping[str, Artifact]) -> list[str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from bpo_data.pipelines.saying import Voice
 from bpo_data.shelf import LATEST, PARTIAL, Shelf
-from bpo_data.stages import STAGES
+from bpo_data.stages import EVERY
 from bpo_data.words import ago, size
 
 DAY = 86_400.0
@@ -55,7 +55,7 @@ def removable(shelf: Shelf, days: float) -> list[Removable]:
     now = time.time()
     found = [
         Removable(folder.name, shelf.size(folder), now - shelf.last_used(folder))
-        for folder in shelf.folders(STAGES)
+        for folder in shelf.folders(EVERY)
         if now - shelf.last_used(folder) >= days * DAY and not shelf.in_use(folder)
     ]
     return sorted(found, key=lambda one: (-one.used, one.name))
@@ -64,7 +64,7 @@ def removable(shelf: Shelf, days: float) -> list[Removable]:
 def clean(shelf: Shelf, settings: Clean, voice: Voice, *, plan: bool) -> None:
     """Show what would go, ask, remove. ``plan`` shows and nothing more."""
     found = removable(shelf, settings.days)
-    everything = list(shelf.folders(STAGES))
+    everything = list(shelf.folders(EVERY))
     voice.note(removable=found, kept=len(everything) - len(found), removed=[])
     for one in found:
         voice.line(
@@ -110,7 +110,7 @@ def remove(shelf: Shelf, found: Sequence[Removable], days: float) -> list[str]:
                 shutil.rmtree(going)
                 shelf.forget(folder)
                 gone.append(one.name)
-    for left in shelf.folders(STAGES, end=REMOVED):
+    for left in shelf.folders(EVERY, end=REMOVED):
         if left.name.endswith(REMOVED):  # of a clean that was killed
             shutil.rmtree(left, ignore_errors=True)
     for link in (shelf.folder / LATEST).glob("*"):

@@ -9,10 +9,11 @@ from typing import Any
 from bpo_data.artifacts import Artifact
 from bpo_data.budget import RUN
 from bpo_data.llm import ledger
+from bpo_data.llm.forecast import Forecast
 from bpo_data.llm.store import RequestStore
 from bpo_data.pipelines import config as settings
 from bpo_data.pipelines import costs
-from bpo_data.pipelines.outlook import inputs_of, needed
+from bpo_data.pipelines.steps import Step, steps
 from bpo_data.shelf import Shelf
 from bpo_data.stages import STAGES, Stage
 from bpo_data.tables import canonical
@@ -27,17 +28,30 @@ class Command:
         self.config = asked.config
         self.runtime = asked.config.runtime
         self.shelf = Shelf(self.runtime.folder)
-        self.stages = needed(asked.stages)
+        self.steps = steps(asked.stages, asked.config)
         self.made: dict[str, Artifact] = {}
-        """Artifacts by the table they hold."""
+        """Artifacts by their step's key; those of a last round by their table too."""
 
-    def work(self, name: str) -> Work:
-        """What a stage would do with the inputs made so far."""
-        stage, section = STAGES[name], getattr(self.config, name)
+    def section(self, step: Step) -> Any:
+        """The settings of a step."""
+        return step.section or getattr(self.config, step.stage)
+
+    def keep(self, step: Step, artifact: Artifact) -> None:
+        """Put a finished artifact among what the command has."""
+        self.made[step.key] = artifact
+        if step.round in (0, self.config.rounds.count):
+            self.made[step.kind.makes] = artifact
+
+    def inputs(self, step: Step) -> dict[str, Artifact]:
+        """What a step reads, by the names it knows. Raises KeyError where it is not made yet."""
+        return {name: self.made[key] for name, key in step.inputs.items()}
+
+    def work(self, step: Step) -> Work:
+        """What a step would do with the inputs made so far."""
+        stage, section, inputs = step.kind, self.section(step), self.inputs(step)
         outside = getattr(stage.module, "outside", None)
-        inputs = {table: self.made[table] for table in inputs_of(stage)}
         return Work(
-            stage=name,
+            stage=step.stage,
             version=stage.module.VERSION,
             settings=settings_of(section),
             inputs={table: used.digest for table, used in inputs.items()},
@@ -45,14 +59,18 @@ class Command:
             shown=shown_by(stage, section, inputs),
         )
 
-    def tables_for(self, name: str) -> dict[str, Any]:
-        """The tables that the forecast of a stage needs; none for a stage that asks nothing."""
-        return self.tables() if costs.asks(name, self.config) else {}
+    def expected(self, step: Step) -> list[Forecast]:
+        """What a step is expected to ask of models at servers."""
+        if step.stage not in STAGES or not costs.asks(step.stage, self.config):
+            return []
+        return costs.expected(step.stage, self.config, self.tables(step))
 
-    def tables(self) -> dict[str, Any]:
-        """What is made so far of the tables that forecasts need."""
-        needed_for_costs = ("prompts", "selection", "responses")
-        return {name: self.made[name].table() for name in needed_for_costs if name in self.made}
+    def tables(self, step: Step | None = None) -> dict[str, Any]:
+        """What is made so far of the tables that forecasts need; the responses are the step's."""
+        names = {"prompts": "prompts", "selection": "selection"}
+        if step:
+            names["responses"] = step.inputs.get("responses", "responses")
+        return {name: self.made[key].table() for name, key in names.items() if key in self.made}
 
     def account(self) -> Iterator[tuple[str, ledger.Spent, ledger.Spent]]:
         """(account, what it came to, what of that is under way elsewhere or was cut off by a

@@ -32,6 +32,7 @@ from bpo_data.stages.gradients import GradientsConfig
 from bpo_data.stages.load import LoadConfig
 from bpo_data.stages.pair import PairConfig
 from bpo_data.stages.report import ReportConfig
+from bpo_data.stages.rounds import RoundsConfig
 from bpo_data.stages.score import ScoreConfig
 from bpo_data.stages.select import SelectConfig
 from bpo_data.stages.sft import SftConfig
@@ -63,6 +64,7 @@ class Config:
     export: ExportConfig = field(default_factory=ExportConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    rounds: RoundsConfig = field(default_factory=RoundsConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     budget: Budget = field(default_factory=Budget)
     clean: Clean = field(default_factory=Clean)
@@ -88,6 +90,7 @@ class Config:
         if self.allocate.kind == "ifd" and not self.gradients.unprompted:
             yield "allocate.kind=ifd compares with no prompt: set gradients.unprompted=true."
         yield from self.impossible_pairs()
+        yield from self.impossible_rounds()
         yield from self.missing_columns()
         if self.sft.model:
             try:
@@ -110,6 +113,27 @@ class Config:
                 f"(score.options.repeats), or several judges (score.kind=panel)."
             )
 
+    def impossible_rounds(self) -> Iterator[str]:
+        """What several rounds cannot be done with."""
+        if self.rounds.count == 1:
+            return
+        if self.augment.client != "local":
+            yield (
+                f"rounds.count={self.rounds.count} samples each round from the policy that the one "
+                f"before trained, and augment.client={self.augment.client} does not. Use "
+                f"augment.client=local, or rounds.count=1."
+            )
+        if self.gradients.reference and self.rounds.reference != "behaviour":
+            yield (
+                f"rounds.reference={self.rounds.reference} and gradients.reference name two "
+                f"references. Leave one of them out."
+            )
+        if self.gradients.preconditioner == "adam":
+            yield (
+                "gradients.preconditioner=adam has moments of the SFT training alone, which later "
+                "rounds have left behind. Use gradients.preconditioner=none, or rounds.count=1."
+            )
+
     def missing_columns(self) -> Iterator[str]:
         """Columns that the training asks for and no stage before it makes."""
         losses, weights = self.train.loss.split("+"), self.train.weights
@@ -122,8 +146,16 @@ class Config:
             )
         if "smoothed" in losses and not self.score.repeated and not self.train.label_smoothing:
             yield "train.loss=smoothed without judges' p_chosen: set train.label_smoothing above 0."
-        if "inpo" in losses and "shift_chosen" not in known and not self.gradients.reference:
-            yield "train.loss=inpo has two references: name the second in gradients.reference."
+        if "inpo" in losses and "shift_chosen" not in known and not self.second_reference():
+            yield (
+                "train.loss=inpo has two references: name the second in gradients.reference, or "
+                "run rounds with rounds.reference=sft."
+            )
+
+    def second_reference(self) -> bool:
+        """Whether the gradients stage is given a reference other than the policy."""
+        online = self.rounds.count > 1 and self.rounds.reference != "behaviour"
+        return bool(self.gradients.reference) or online
 
     def missing_prices(self) -> Iterator[str]:
         """Models that a cap in dollars cannot reckon with; found before anything is made."""
@@ -254,6 +286,8 @@ def split_words(
             )
         elif key in WORDS:
             words[key] = value
+        elif key == "rounds":
+            settings["rounds.count"] = value
         elif "." in key:
             settings[key] = value
         else:

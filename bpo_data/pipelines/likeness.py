@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bpo_data.shelf import Shelf
-from bpo_data.stages import STAGES
+from bpo_data.stages import EVERY, STAGES
 from bpo_data.work import leaves, settings_of
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ Manifests = Mapping[str, Mapping[str, Any]]
 
 def all_manifests(shelf: Shelf) -> Manifests:
     """Those of every finished artifact."""
-    return {one["digest"]: one for stage in STAGES for _, one in shelf.manifests(stage)}
+    return {one["digest"]: one for stage in EVERY for _, one in shelf.manifests(stage)}
 
 
 def like(manifests: Manifests, name: str, config: Config) -> Like | None:
@@ -93,7 +93,7 @@ def differing(
     """Full names of the settings that differ, of all stages that it was made from."""
     found = set()
     for stage, settings in ancestry.items():
-        was, now = leaves(dict(settings)), leaves(dict(wanted[stage]))
+        was, now = leaves(dict(settings)), leaves(dict(wanted.get(stage, settings)))
         keys = was.keys() | now.keys()
         found |= {f"{stage}.{key}" for key in keys if was.get(key) != now.get(key)}
     return found

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from bpo_data.artifacts import Artifact
 from bpo_data.pipelines import likeness
 from bpo_data.pipelines.likeness import Manifests
+from bpo_data.pipelines.steps import Step, direct
 from bpo_data.shelf import Shelf
-from bpo_data.stages import MAKER, STAGES, Stage
 from bpo_data.words import lasting, size
 from bpo_data.work import Work
 
@@ -37,7 +37,8 @@ class Standing:
     why: str
     """Why it would run; what came out where it is kept."""
     after: list[str]
-    """The stages it waits for directly: those that no other of them waits for too."""
+    """The stages it waits for directly: those that no other of them waits for too; with rounds,
+    by name and round."""
     rows: int | None = None
     seconds: float | None = None
     """What making it took; where it would run, what the like took, None for the first time."""
@@ -49,40 +50,20 @@ class Standing:
     """Seconds since a run last made or kept it."""
     notes: list[str] = field(default_factory=list)
     """What it said when it was made."""
+    round: int = 0
+    """The online round it belongs to, from 1; 0 outside rounds."""
+    name: str = ""
+    """The stage, and its round where it has one."""
 
 
-def needed(stages: Sequence[str]) -> list[str]:
-    """The stages and all they need, in order."""
-    found: set[str] = set()
-    waiting = list(stages)
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting += [MAKER[table] for table in inputs_of(STAGES[name])]
-    return [name for name in STAGES if name in found]
-
-
-def inputs_of(stage: Stage) -> list[str]:
-    """The tables a stage reads, in the order of the stages that make them."""
-    order = list(MAKER)
-    return sorted({*stage.needs, *stage.also}, key=order.index)
-
-
-def direct(name: str) -> list[str]:
-    """The stages that one waits for, less those that another of them waits for anyway."""
-    before = [MAKER[table] for table in inputs_of(STAGES[name])]
-    return [
-        one for one in before if not any(one in needed([other]) for other in before if other != one)
-    ]
-
-
-def standing(shelf: Shelf, work: Work, config: Config, known: Manifests) -> Standing:
-    """How a stage stands whose inputs are all made."""
+def standing(
+    shelf: Shelf, work: Work, config: Config, known: Manifests, step: Step, steps: Sequence[Step]
+) -> Standing:
+    """How a step stands whose inputs are all made."""
     artifact = shelf.find(work)
     if artifact is not None:
-        return of_kept(shelf, artifact)
-    expected = expectation(known, work.stage, config)
+        return of_kept(shelf, artifact, step, steps)
+    expected = expectation(known, config, step, steps)
     holder = shelf.holder(work)
     if holder:
         return replace(expected, state="making", why=holder)
@@ -90,13 +71,15 @@ def standing(shelf: Shelf, work: Work, config: Config, known: Manifests) -> Stan
     return replace(expected, state=state, why=shelf.why(work))
 
 
-def of_kept(shelf: Shelf, artifact: Artifact) -> Standing:
+def of_kept(shelf: Shelf, artifact: Artifact, step: Step, steps: Sequence[Step]) -> Standing:
     manifest = artifact.manifest
     return Standing(
-        stage=manifest["stage"],
+        stage=step.stage,
+        name=step.name,
+        round=step.round,
         state="kept",
         why=str(artifact.facts.get("result", f"{artifact.rows:,} rows")),
-        after=direct(manifest["stage"]),
+        after=direct(step, steps),
         rows=artifact.rows,
         seconds=manifest["seconds"],
         bytes=artifact.size,
@@ -107,12 +90,14 @@ def of_kept(shelf: Shelf, artifact: Artifact) -> Standing:
     )
 
 
-def expectation(known: Manifests, name: str, config: Config) -> Standing:
-    """A stage that waits for another, with the time and size of the artifact most like it."""
-    before = direct(name)
-    like = likeness.like(known, name, config)
+def expectation(known: Manifests, config: Config, step: Step, steps: Sequence[Step]) -> Standing:
+    """A step that waits for another, with the time and size of the artifact most like it."""
+    before = direct(step, steps)
+    like = likeness.like(known, step.stage, config)
     return Standing(
-        stage=name,
+        stage=step.stage,
+        name=step.name,
+        round=step.round,
         state="waits",
         why=f"after {', '.join(before)}",
         after=before,
@@ -130,7 +115,7 @@ def totals(standings: Sequence[Standing]) -> Iterator[str]:
         return
 
     known = [one for one in waiting if one.seconds is not None]
-    unknown = [one.stage for one in waiting if one.seconds is None]
+    unknown = [one.name for one in waiting if one.seconds is None]
     parts = [f"{len(waiting)} of {len(standings)} stages would run"]
     if known:
         seconds = sum(one.seconds or 0.0 for one in known)

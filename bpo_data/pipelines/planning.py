@@ -9,29 +9,29 @@ from bpo_data.llm.forecast import table
 from bpo_data.pipelines import costs, tree
 from bpo_data.pipelines.command import Command, account_line
 from bpo_data.pipelines.likeness import Manifests, all_manifests
-from bpo_data.pipelines.outlook import Standing, expectation, inputs_of, standing, totals
+from bpo_data.pipelines.outlook import Standing, expectation, standing, totals
 from bpo_data.pipelines.running import pushed
 from bpo_data.pipelines.saying import Voice
-from bpo_data.stages import STAGES
+from bpo_data.pipelines.steps import Step
+from bpo_data.stages import EVERY
 from bpo_data.words import size
 
 
 def standings(command: Command) -> list[Standing]:
     """How each stage of a command stands; kept ones are put among what the command has."""
     known = all_manifests(command.shelf)
-    return [standing_of(command, name, known) for name in command.stages]
+    return [standing_of(command, step, known) for step in command.steps]
 
 
-def standing_of(command: Command, name: str, known: Manifests) -> Standing:
-    stage = STAGES[name]
-    if any(made not in command.made for made in inputs_of(stage)):
-        return expectation(known, name, command.config)
-    work = command.work(name)
-    found = standing(command.shelf, work, command.config, known)
+def standing_of(command: Command, step: Step, known: Manifests) -> Standing:
+    if any(key not in command.made for key in step.inputs.values()):
+        return expectation(known, command.config, step, command.steps)
+    work = command.work(step)
+    found = standing(command.shelf, work, command.config, known, step, command.steps)
     if found.state == "kept":
         artifact = command.shelf.find(work)
         assert artifact is not None, "it is kept"
-        command.made[stage.makes] = artifact
+        command.keep(step, artifact)
     return found
 
 
@@ -42,11 +42,15 @@ def plan(command: Command, voice: Voice) -> None:
         voice.line(line)
     for line in totals(found):
         voice.line(line)
-    tables = command.tables()
     open_stages = [one.stage for one in found if one.state != "kept"]
-    expected = [one for name in open_stages for one in costs.expected(name, command.config, tables)]
+    expected = [
+        forecast
+        for step, one in zip(command.steps, found, strict=True)
+        if one.state != "kept"
+        for forecast in command.expected(step)
+    ]
     said = [
-        *costs.unknown(open_stages, command.config, tables),
+        *costs.unknown(open_stages, command.config, command.tables()),
         *costs.beyond(expected, command.config),
     ]
     if expected and not command.config.budget.prices:
@@ -54,7 +58,11 @@ def plan(command: Command, voice: Voice) -> None:
     for line in (*table(expected), *said):
         voice.line(line)
     sent = pushed(command, dry_run=True)
-    if command.config.export.push_to_hub and not sent and "export" in command.stages:
+    if (
+        command.config.export.push_to_hub
+        and not sent
+        and any(step.stage == "export" for step in command.steps)
+    ):
         sent = [f"would push to {command.config.export.push_to_hub} once export is made"]
     for line in sent:
         voice.line(line)
@@ -68,7 +76,7 @@ def status(command: Command, voice: Voice) -> None:
         voice.line(line)
     for one in found:
         for note in one.notes:
-            voice.line(f"{one.stage}: {note}")
+            voice.line(f"{one.name}: {note}")
     for line in beside(command, found, voice):
         voice.line(line)
     voice.note(stages=found)
@@ -78,7 +86,7 @@ def beside(command: Command, found: list[Standing], voice: Voice) -> Iterator[st
     """What else is in the runs folder: other artifacts, the request store, the account."""
     shelf = command.shelf
     ours = {Path(one.folder).name for one in found if one.folder}
-    others = [folder for folder in shelf.folders(STAGES) if folder.name not in ours]
+    others = [folder for folder in shelf.folders(EVERY) if folder.name not in ours]
     here = sum(one.bytes or 0 for one in found if one.state == "kept")
     room = sum(shelf.size(folder) for folder in others)
     voice.note(

@@ -34,6 +34,8 @@ USAGE = """\
   recipe   {recipes},
            or a path to a .yaml file; without one, {default}.
   plan     plan=true shows what would run and why, its time and cost, and does nothing.
+  rounds   rounds=2 samples, judges, selects and trains twice, the second time with what the
+           first trained; short for rounds.count.
   format   format=json answers with one JSON document on stdout, for scripts.
 
   --help SECTION lists a section's settings: {sections}, ablation.

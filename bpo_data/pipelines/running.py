@@ -16,12 +16,10 @@ from bpo_data.llm.forecast import Forecast, table
 from bpo_data.llm.replies import ANSWERED
 from bpo_data.llm.store import RequestStore
 from bpo_data.pipelines import config as settings
-from bpo_data.pipelines import costs
 from bpo_data.pipelines.command import Command, account_line
-from bpo_data.pipelines.outlook import inputs_of
 from bpo_data.pipelines.saying import Voice, say
+from bpo_data.pipelines.steps import Step
 from bpo_data.shelf import LATEST
-from bpo_data.stages import STAGES
 from bpo_data.work import Work
 
 
@@ -33,8 +31,10 @@ class Run(Command):
         self.voice = voice or Voice()
         self.words = words
         """The command line, for the note on what used an artifact."""
-        self.expected: list[Forecast] = []
+        self.forecasts: list[Forecast] = []
         """What the stages made in this run were expected to ask."""
+        self.round = 0
+        """The online round under way."""
         self.using = ExitStack()
         """Locks on the artifacts that this run needs, so that nobody removes them."""
 
@@ -43,8 +43,9 @@ class Run(Command):
         self.make_folder()
         with self.using:
             try:
-                for name in self.stages:
-                    self.bring(name)
+                for step in self.steps:
+                    self.head(step)
+                    self.bring(step)
             finally:
                 self.tell_bills()
 
@@ -64,57 +65,64 @@ class Run(Command):
                 f"Name another folder."
             ) from error
 
-    def bring(self, name: str) -> None:
-        """Find the stage's artifact or make it, and print its line."""
+    def head(self, step: Step) -> None:
+        """A line where an online round begins, and where the last is over."""
+        if step.round != self.round:
+            self.round, count = step.round, self.config.rounds.count
+            where = f"round {step.round} of {count}" if step.round else f"after {count} rounds"
+            self.voice.line(where)
+
+    def bring(self, step: Step) -> None:
+        """Find the step's artifact or make it, and print its line."""
+        name = step.stage
         stopping.check()
-        stopping.doing = name
-        work, stage = self.work(name), STAGES[name]
+        stopping.doing = step.name
+        work = self.work(step)
         artifact, verb = self.shelf.find(work), "kept"
         if artifact is None:
             with self.shelf.held(work, waiting=lambda who: say(name, f"waiting: {who} makes it")):
                 artifact = self.shelf.find(work)  # whoever held it may have finished it
                 if artifact is None:
-                    self.check_ready(name)
+                    self.check_ready(step)
                     say(name, f"running: {self.shelf.why(work)}")
-                    artifact, verb = self.make(name, work), "made"
-        self.made[stage.makes] = artifact
+                    artifact, verb = self.make(step, work), "made"
+        self.keep(step, artifact)
         if lock := self.shelf.use(artifact, self.words):
             self.using.enter_context(lock)
         self.voice.line(result_line(name, verb, artifact))
-        self.voice.add("stages", row_of(name, verb, artifact))
+        self.voice.add("stages", row_of(step, verb, artifact))
         stopping.doing = ""
 
-    def check_ready(self, name: str) -> None:
-        """What later stages need from the environment is missed before this one is made.
+    def check_ready(self, step: Step) -> None:
+        """What later steps need from the environment is missed before this one is made.
 
         The stage itself is not asked: its replies may all be in the store, which needs no key.
         """
         if self.runtime.device == "cuda":
             self.runtime.torch_device()
-        for later in self.stages[self.stages.index(name) + 1 :]:
-            ready = getattr(STAGES[later].module, "ready", None)
+        for later in self.steps[self.steps.index(step) + 1 :]:
+            ready = getattr(later.kind.module, "ready", None)
             if ready:
-                ready(getattr(self.config, later))
+                ready(self.section(later))
 
-    def make(self, name: str, work: Work) -> Artifact:
+    def make(self, step: Step, work: Work) -> Artifact:
         from threadpoolctl import threadpool_limits
 
         threadpool_limits(self.runtime.threads)  # for libraries that are loaded already
-        stage, section = STAGES[name], getattr(self.config, name)
-        inputs = {table: self.made[table] for table in inputs_of(stage)}
-        self.expected += costs.expected(name, self.config, self.tables_for(name))
+        stage, section, inputs = step.kind, self.section(step), self.inputs(step)
+        self.forecasts += self.expected(step)
 
         def run(draft: Draft) -> None:
-            tables = {table: self.made[table].table() for table in stage.needs}
+            tables = {table: inputs[table].table() for table in stage.needs}
             stage.module.run(draft, section, self.runtime, **tables)
 
         try:
             return self.shelf.make(work, stage.makes, stage.module.schema(section), inputs, run)
         except UserError as error:
-            raise UserError(located(name, str(error))) from error
+            raise UserError(located(step, str(error))) from error
         except Exception as error:  # rises whole, with what we know
             error.add_note(
-                f"This happened in the stage {name}. What it had finished is in "
+                f"This happened in the stage {step.name}. What it had finished is in "
                 f"{self.shelf.folder / work.name}.partial, and the same command goes on from it."
             )
             raise
@@ -129,7 +137,7 @@ class Run(Command):
         if not bills:
             return
         asked = {bill.stage for bill in bills}
-        for line in table([one for one in self.expected if one.stage in asked], bills):
+        for line in table([one for one in self.forecasts if one.stage in asked], bills):
             self.voice.line(line)
         self.voice.note(bills=bills)
         for name, spent, lost in self.account():
@@ -185,9 +193,14 @@ def link(folder: Path, found: list[Path]) -> None:
             new.replace(folder / path.name)
 
 
-def located(name: str, text: str) -> str:
-    """A fault that the user mends, with the stage it came up in."""
-    return text if text.startswith((f"{name}:", f"{name} ", f"{name}.")) else f"{name}: {text}"
+def located(step: Step, text: str) -> str:
+    """A fault that the user mends, with the stage it came up in, and the round."""
+    name = step.stage
+    if step.round:
+        text = text.removeprefix(f"{name}: ")
+    elif text.startswith((f"{name}:", f"{name} ", f"{name}.")):
+        return text
+    return f"{step.name}: {text}"
 
 
 def result_line(name: str, verb: str, artifact: Artifact) -> str:
@@ -196,10 +209,11 @@ def result_line(name: str, verb: str, artifact: Artifact) -> str:
     return f"{name:<10} {verb}  {what:>22}  {seconds:>8,.1f} s  {artifact.folder}"
 
 
-def row_of(name: str, verb: str, artifact: Artifact) -> dict[str, Any]:
+def row_of(step: Step, verb: str, artifact: Artifact) -> dict[str, Any]:
     """A stage's line for scripts."""
     return {
-        "stage": name,
+        "stage": step.stage,
+        "round": step.round,
         "verb": verb,
         "rows": artifact.rows,
         "seconds": artifact.manifest["seconds"],

@@ -13,7 +13,7 @@ NAME = 17
 
 def lines(standings: Sequence[Standing], *, used: bool) -> Iterator[str]:
     """A heading and a line a stage; ``used`` adds when a run last needed it."""
-    rows = {one.stage: one for one in standings}
+    rows = {one.name: one for one in standings}
     yield f"{'stage':<{NAME}}{'state':<8}{'time':>10}{'size':>9}  what"
     for prefix, name in drawn(rows):
         one = rows[name]

@@ -8,6 +8,7 @@ from types import ModuleType
 from bpo_data.stages import (
     allocate,
     augment,
+    blend,
     cluster,
     embed,
     evaluate,
@@ -16,6 +17,7 @@ from bpo_data.stages import (
     load,
     pair,
     report,
+    rounds,
     score,
     select,
     sft,
@@ -75,6 +77,7 @@ STAGES = {
         needs=("prompts", "responses", "dataset"),
         also=("policy", "trained", "scores", "pairs", "gradients"),
     ),
+    "rounds": Stage(rounds, makes="rounds", also=("trained",), facts=True),
     "report": Stage(
         report,
         makes="figures",
@@ -82,6 +85,13 @@ STAGES = {
         facts=True,
     ),
 }
+"""Those of ``stage=all``; ``rounds`` runs where there is more than one round."""
+
+BETWEEN = {"blend": Stage(blend, makes="blend")}
+"""What runs between rounds, where they ask for it, and stands in no command by itself."""
+
+EVERY = STAGES | BETWEEN
+"""Whatever makes an artifact."""
 
 MAKER = {stage.makes: name for name, stage in STAGES.items()}
 """Which stage makes a table."""

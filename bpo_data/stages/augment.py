@@ -179,17 +179,21 @@ def author(config: AugmentConfig) -> str:
     return config.model if config.client == "openai" else "policy"
 
 
-def row_seed(config: AugmentConfig, response_id: str) -> int:
-    """A seed that belongs to one response, below 2^31 as servers want it."""
-    return int(lot(config.seed, "augment", response_id)[:8], 16) >> 1
+def row_seed(config: AugmentConfig, response_id: str, rounds: int = 0) -> int:
+    """A seed that belongs to one response, below 2^31 as servers want it; after ``rounds`` rounds
+    of training another one than before them."""
+    purpose = f"augment after {rounds}" if rounds else "augment"
+    return int(lot(config.seed, purpose, response_id)[:8], 16) >> 1
 
 
 def sample_locally(draft: Draft, config: AugmentConfig, runtime: Runtime, wanted: pa.Table) -> None:
     """Sample from the SFT policy, part by part; a row's text depends on its own seed alone."""
     from bpo_data.generation import sample
-    from bpo_data.policy import load_policy, policy_location
+    from bpo_data.policy import load_policy, policy_location, round_of
 
-    model, revision = policy_location(draft.inputs["policy"].folder)
+    folder = draft.inputs["policy"].folder
+    rounds = round_of(folder)
+    model, revision = policy_location(folder)
     policy = load_policy(model, revision, runtime.torch_device(spread=True), "auto")
 
     def make(part: pa.Table) -> pa.Table:
@@ -198,7 +202,7 @@ def sample_locally(draft: Draft, config: AugmentConfig, runtime: Runtime, wanted
         samples = sample(
             policy,
             [row["prompt"] for row in new],
-            [row_seed(config, row["response_id"]) for row in new],
+            [row_seed(config, row["response_id"], rounds) for row in new],
             max_new_tokens=config.max_tokens,
             temperature=config.temperature,
             top_p=config.top_p,
@@ -210,6 +214,7 @@ def sample_locally(draft: Draft, config: AugmentConfig, runtime: Runtime, wanted
         return pa.Table.from_pylist(rows, schema=WANTED)
 
     draft.map_parts(wanted, make, PART_ROWS)
+    draft.facts["round"] = rounds + 1
 
 
 def requests_of(

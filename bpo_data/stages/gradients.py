@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 from bpo_data import disk
 from bpo_data.artifacts import Draft
 from bpo_data.errors import UserError
-from bpo_data.policy import check_location
+from bpo_data.policy import check_location, policy_location
 from bpo_data.runtime import Runtime, quiet_libraries
 from bpo_data.tables import ID, columns
 from bpo_data.workers import Workers
@@ -134,11 +133,12 @@ def run(
 
     usable = responses.filter(pc.equal(responses["state"], "ok"))
     owners = prompts.select(["prompt_id", "prompt"])
-    folder, count = draft.inputs["policy"].folder, runtime.process_count()
+    count = runtime.process_count()
+    models = models_of(draft, config)
     # With workers this process only encodes, and leaves the GPUs to them.
     device = runtime.torch_device(spread=True) if count == 1 else "cpu"
-    measurer = measurer_of(folder, config, device, owners)
-    workers = Workers(count, partial(in_worker, folder, config, runtime, owners))
+    measurer = measurer_of(models, config, device, owners)
+    workers = Workers(count, partial(in_worker, models, config, runtime, owners))
     gradient = pa.list_(STORES[config.store], measurer.engine.dim)
     draft.schema = draft.schema.set(1, pa.field("gradient", gradient, nullable=False))
     draft.map_parts(usable, measurer, PART_ROWS, workers)
@@ -159,26 +159,40 @@ def run(
         )
 
 
+@dataclass(frozen=True)
+class Models:
+    """Where the policy and its reference are: (folder or hub name, revision)."""
+
+    policy: tuple[str, str | None]
+    reference: tuple[str, str]
+
+
+def models_of(draft: Draft, config: GradientsConfig) -> Models:
+    """The reference is the one in the settings, unless an online round brings one."""
+    named = config.reference, config.reference_revision
+    if "reference" in draft.inputs:
+        model, revision = policy_location(draft.inputs["reference"].folder)
+        named = model, revision or ""
+    return Models(policy_location(draft.inputs["policy"].folder), named)
+
+
 def in_worker(
-    folder: Path, config: GradientsConfig, runtime: Runtime, owners: pa.Table, number: int
+    models: Models, config: GradientsConfig, runtime: Runtime, owners: pa.Table, number: int
 ) -> Measurer:
     """What process ``number`` of several measures with, on a GPU of its own where there are any."""
     quiet_libraries()
-    return measurer_of(folder, config, runtime.torch_device(process=number), owners)
+    return measurer_of(models, config, runtime.torch_device(process=number), owners)
 
 
-def measurer_of(folder: Path, config: GradientsConfig, device: str, owners: pa.Table) -> Measurer:
-    """The models on their device, of the policy artifact in ``folder``."""
+def measurer_of(models: Models, config: GradientsConfig, device: str, owners: pa.Table) -> Measurer:
+    """The models on their device."""
     from bpo_data.measuring import Measurer, silence_of
-    from bpo_data.policy import load_policy, policy_location
+    from bpo_data.policy import load_policy
     from bpo_data.reference import reference_of
 
-    model, revision = policy_location(folder)
-    policy = load_policy(model, revision, device, config.dtype)
-    engine = engine_of(policy, config, model)
-    reference = reference_of(
-        config.reference, config.reference_revision, engine, device, config.dtype
-    )
+    policy = load_policy(*models.policy, device, config.dtype)
+    engine = engine_of(policy, config, models.policy[0])
+    reference = reference_of(*models.reference, engine, device, config.dtype)
     silence = silence_of(policy) if config.unprompted else None
     return Measurer(policy, engine, reference, config.store == "float16", owners, silence)
 

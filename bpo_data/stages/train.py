@@ -1,4 +1,7 @@
-"""Preference optimisation on the dataset, by TRL's trainer, from the policy that answered."""
+"""Preference optimisation on the dataset, by TRL's trainer, from the policy that answered.
+
+That policy is the reference too, unless an online round brings another one as ``reference``.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ from bpo_data.policy import (
     Policy,
     load_policy,
     policy_location,
+    round_of,
     save_policy,
+    write_round,
 )
 from bpo_data.runtime import Runtime, quiet_libraries
 from bpo_data.tables import columns
@@ -25,7 +30,7 @@ from bpo_data.work import HOW
 if TYPE_CHECKING:
     from bpo_data.artifacts import Draft
 
-VERSION = 2
+VERSION = 3
 FALL = 1.0
 """Nats that the chosen responses' log-probability may end below the reference before it is said:
 then they are on average e times less likely than before training."""
@@ -189,6 +194,8 @@ def run(draft: Draft, config: TrainConfig, runtime: Runtime, *, dataset: pa.Tabl
                 f"train.learning_rate or train.beta, or take another train.loss."
             ) from error
     save_policy(adapters.merged(trainer, policy, draft, device), draft.file("model"))
+    number = round_of(draft.inputs["policy"].folder) + 1
+    write_round(draft.folder, number)
     for line in lines:
         line["chosen_over_reference"] = line["rewards/chosen"] / config.beta
     draft.facts |= {
@@ -198,6 +205,8 @@ def run(draft: Draft, config: TrainConfig, runtime: Runtime, *, dataset: pa.Tabl
         "dropped": rows.dropped,
         "refused": rows.refused.total(),
         "updates": trainer.state.global_step,
+        "round": number,
+        "first_loss": lines[0]["loss"] if lines[0]["step"] == 1 else None,
         "margin": lines[-1]["rewards/margins"],
         "accuracy": lines[-1]["rewards/accuracies"],
         "dtype": "bfloat16" if trainer.args.bf16 else "float32",
@@ -255,7 +264,7 @@ def make_trainer(
     rows: list[dict[str, Any]],
     columns: list[str],
 ) -> Any:
-    """The trainer, with a frozen copy of the policy as its reference where one has to run."""
+    """The trainer, with a frozen model as its reference where one has to run."""
     import datasets
     from transformers import set_seed
     from trl import DPOConfig
@@ -271,6 +280,7 @@ def make_trainer(
         **objectives.trl_settings(config),
         num_train_epochs=config.epochs,
         lr_scheduler_type="linear",
+        logging_first_step=True,
         logging_steps=max(1, int(updates) // training.LOG_ROWS),
         max_length=training.longest(policy, config.max_length),
         precompute_ref_log_probs=beforehand,
@@ -281,10 +291,23 @@ def make_trainer(
     return Trainer(
         objective=objectives.objective(config, [one for one in columns if one not in REFERENCE]),
         model=policy.model,
-        # With adapters the reference is the policy without them.
-        ref_model=None if beforehand or lora else copy.deepcopy(policy.model),
+        ref_model=reference_model(draft, policy, device, known, beforehand or bool(lora)),
         args=training.one_gpu(settings),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=policy.tokenizer,
         peft_config=lora,
     )
+
+
+def reference_model(draft: Draft, policy: Policy, device: str, known: bool, itself: bool) -> Any:
+    """What the loss compares with; None where it need not run, or the policy serves as it is.
+
+    ``known`` says that its log-probabilities are in the dataset, ``itself`` that the policy can
+    stand for itself: before its first update, or without its adapters.
+    """
+    if known:
+        return None
+    if "reference" in draft.inputs:
+        model, revision = policy_location(draft.inputs["reference"].folder)
+        return load_policy(model, revision, device, "float32").model
+    return None if itself else copy.deepcopy(policy.model)
