@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from bpo_data.artifacts import Artifact, Draft
-from bpo_data.policy import encode, load_policy, save_policy
+from bpo_data.policy import Policy, encode, load_policy, save_policy
 from bpo_data.runtime import Runtime
 from bpo_data.scratch import Scratch, make_policy
 from bpo_data.stages import train
@@ -111,12 +112,18 @@ def losses(draft: Draft) -> list[float]:
     return found
 
 
-def log_prob(folder: Path, number: int, text: str) -> float:
+def log_prob(folder: Path, prompt: int | list[dict[str, str]], text: str) -> float:
     """log pi(response | prompt) in nats, straight from the logits."""
     import torch
 
-    policy = load_policy(str(folder / "model"), None, "cpu", "float32")
-    before, after = encode(policy.tokenizer, asked(number), text)
+    policy = loaded(folder)
+    turns = asked(prompt) if isinstance(prompt, int) else prompt
+    before, after = encode(policy.tokenizer, turns, text)
     with torch.no_grad():
         logits = policy.model(torch.tensor([before + after])).logits[0, len(before) - 1 : -1]
     return torch.log_softmax(logits, -1)[torch.arange(len(after)), torch.tensor(after)].sum().item()
+
+
+@lru_cache
+def loaded(folder: Path) -> Policy:
+    return load_policy(str(folder / "model"), None, "cpu", "float32")

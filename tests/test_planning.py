@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import TINY, command, environment, run
@@ -20,11 +21,14 @@ from bpo_data.llm.store import RequestStore
 from bpo_data.pipelines import run as command_line
 from bpo_data.pipelines import tree
 from bpo_data.pipelines.clean import Removable, removable, remove
-from bpo_data.pipelines.outlook import Standing, direct, needed
+from bpo_data.pipelines.config import Config
+from bpo_data.pipelines.outlook import Standing
 from bpo_data.pipelines.running import link
 from bpo_data.pipelines.saying import plain
+from bpo_data.pipelines.steps import direct, needed, steps
 from bpo_data.shelf import Shelf
 from bpo_data.stages import STAGES
+from bpo_data.stages.rounds import RoundsConfig
 from bpo_data.words import ago, size
 
 UP_TO = "stage=pair"
@@ -180,19 +184,34 @@ def test_another_format_is_refused():
     assert "format=xml: choose text or json" in result.stderr
 
 
+def standings(stages: list[str], **rounds: Any) -> dict[str, Standing]:
+    """A standing a step of these stages, by its name."""
+    config = Config()
+    config.rounds = RoundsConfig(**rounds)
+    found = steps(stages, config)
+    return {one.name: Standing(one.stage, "waits", "", direct(one, found)) for one in found}
+
+
 def test_every_stage_is_drawn_once_below_what_it_waits_for():
-    rows = {name: Standing(name, "waits", "", direct(name)) for name in STAGES}
-    drawn = list(tree.drawn(rows))
-    names = [name for _, name in drawn]
+    rows = standings(list(STAGES))
+    names = [name for _, name in tree.drawn(rows)]
     assert sorted(names) == sorted(STAGES)
-    assert all(names.index(above) < names.index(name) for name in STAGES for above in direct(name))
-    assert direct("augment") == ["select", "sft"], "not load, which both need"
+    for name, row in rows.items():
+        assert all(names.index(above) < names.index(name) for above in row.after)
+    assert rows["augment"].after == ["select", "sft"], "not load, which both need"
 
 
-@given(st.sets(st.sampled_from(list(STAGES)), min_size=1))
-def test_any_choice_of_stages_is_drawn_once(chosen):
-    rows = {name: Standing(name, "waits", "", direct(name)) for name in needed(list(chosen))}
-    assert sorted(name for _, name in tree.drawn(rows)) == sorted(rows)
+@given(
+    st.sets(st.sampled_from(list(STAGES)), min_size=1),
+    st.integers(1, 3),
+    st.sampled_from(["behaviour", "sft", "ema"]),
+    st.sampled_from([0.0, 0.5]),
+)
+def test_any_choice_of_stages_and_rounds_is_drawn_once(chosen, count, reference, extrapolate):
+    rows = standings(list(chosen), count=count, reference=reference, extrapolate=extrapolate)
+    names = [name for _, name in tree.drawn(rows)]
+    assert sorted(names) == sorted(rows)
+    assert count > 1 or list(rows) == needed(list(chosen))
 
 
 def test_sizes_and_times_are_in_the_unit_people_use():

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import ROOT, TINY, command, environment, run
 
-from bpo_data.pipelines.outlook import needed
+from bpo_data.pipelines.steps import needed
 from bpo_data.stages import MAKER, STAGES
 
 

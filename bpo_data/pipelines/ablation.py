@@ -131,7 +131,9 @@ class Outcome:
     tail: float
     """... and least often."""
     pairs: int
+    """Pairs trained on, those of all rounds."""
     prompts: int
+    """Prompts with a pair, of the last round."""
     judged: int
     """Responses that were judged to make the pairs."""
     updates: int
@@ -314,7 +316,7 @@ def said_to(lines: Any) -> Iterator[None]:
 
 def outcome(name: str, arm: str, seed: int, made: Mapping[str, Any]) -> Outcome:
     """The figures of a finished run."""
-    wins, dataset, scores = (made[name].facts for name in ("wins", "dataset", "scores"))
+    wins, dataset = (made[name].facts for name in ("wins", "dataset"))
     head, tail = head_and_tail(made["prompts"].table(["split", "topic"]).to_pylist(), wins)
     return Outcome(
         world=name,
@@ -324,12 +326,18 @@ def outcome(name: str, arm: str, seed: int, made: Mapping[str, Any]) -> Outcome:
         win_rate=wins["win_rate"]["mean"],
         head=head,
         tail=tail,
-        pairs=dataset["pairs"],
+        pairs=sum(facts["pairs"] for facts in of_rounds(made, "dataset")),
         prompts=dataset["prompts"],
-        judged=sum(scores["states"].values()),
-        updates=made["trained"].facts["updates"],
+        judged=sum(sum(facts["states"].values()) for facts in of_rounds(made, "scores")),
+        updates=sum(facts["updates"] for facts in of_rounds(made, "trained")),
         chosen_is_longer=dataset["lengths"]["kept"]["longer_share"],
     )
+
+
+def of_rounds(made: Mapping[str, Any], table: str) -> list[Mapping[str, Any]]:
+    """Facts of a table, of each online round where there are several."""
+    several = [artifact.facts for key, artifact in made.items() if key.startswith(f"{table}.")]
+    return several or [made[table].facts]
 
 
 def head_and_tail(

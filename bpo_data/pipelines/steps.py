@@ -76,8 +76,8 @@ def needed(stages: Sequence[str]) -> list[str]:
 def steps(asked: Sequence[str], config: Config) -> list[Step]:
     """Everything that the stages asked for need, in the order in which it can be made."""
     names = needed(asked)
-    if config.rounds.count == 1 or not set(names) & {*REPEATED, "rounds"}:
-        return [plain(name) for name in names if name != "rounds"]
+    if config.rounds.count == 1 or not set(names) & set(REPEATED):
+        return [plain(name) for name in names]
     rounds = Rounds(config)
     found = [plain(name) for name in needed([*names, "train"]) if name not in LATER]
     for number in range(1, config.rounds.count + 1):
@@ -86,11 +86,7 @@ def steps(asked: Sequence[str], config: Config) -> list[Step]:
         found += [rounds.step(name, number) for name in REPEATED if not last or name in names]
         if config.rounds.evaluate_each and not last:
             found.append(rounds.step("evaluate", number))
-    ends = set(names)
-    if "report" in ends:
-        ends.add("rounds")
-    if "rounds" in ends and config.rounds.evaluate_each:
-        ends.add("evaluate")
+    ends = {*names, *(["rounds"] if "report" in names else [])}
     return found + [rounds.step(name, 0) for name in LAST if name in ends]
 
 
@@ -138,7 +134,7 @@ class Rounds:
 
     def step(self, name: str, number: int) -> Step:
         """A stage of a round; ``number`` 0 is a stage after the last."""
-        stage, at = STAGES[name], number or self.settings.count
+        stage, at = EVERY[name], number or self.settings.count
         if name == "rounds":
             return Step(name, self.looked_at(), stage.makes)
         inputs = {
@@ -149,9 +145,20 @@ class Rounds:
         if name in self.compared and self.reference(at):
             inputs["reference"] = self.reference(at)
         if name == "report":
-            inputs["rounds"] = "rounds"
+            inputs = self.earlier() | inputs | {"rounds": "rounds"}
         key = f"{stage.makes}.{at}" if stage.makes in OF_A_ROUND else stage.makes
         return Step(name, inputs, key, number)
+
+    def earlier(self) -> dict[str, str]:
+        """What rounds before the last made, for the page to count; "trained 1" by name."""
+        found: dict[str, str] = {}
+        for number in range(1, self.settings.count):
+            keys = [one.key for one in self.between(number)]
+            keys += [self.step(name, number).key for name in REPEATED]
+            keys += [f"wins.{number}"] if self.settings.evaluate_each else []
+            found |= {key.replace(".", " "): key for key in keys}
+        last = [one.key for one in self.between(self.settings.count)]
+        return found | {key.replace(".", " "): key for key in last}
 
     def looked_at(self) -> dict[str, str]:
         """What the table of rounds is made from."""

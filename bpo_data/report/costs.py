@@ -19,7 +19,7 @@ def stage_rows(inputs: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     """
     return [
         {
-            "stage": used.manifest["stage"],
+            "stage": called(name, used),
             "result": used.facts.get("result") or some(used.rows, "row"),
             "seconds": used.manifest["seconds"],
             "bytes": sum(file["bytes"] for file in used.manifest["files"].values()),
@@ -28,19 +28,24 @@ def stage_rows(inputs: Mapping[str, Artifact]) -> list[dict[str, Any]]:
             "digest": used.digest,
             "made": used.manifest["made"],
         }
-        for used in inputs.values()
+        for name, used in inputs.items()
     ]
+
+
+def called(name: str, used: Artifact) -> str:
+    """The stage, with the number of an earlier round, which the name of its table has."""
+    return " ".join([used.manifest["stage"], *name.split(" ")[1:]])
 
 
 def request_rows(inputs: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     """What each stage asked of language models; stages that asked nothing are left out."""
     found = []
-    for used in inputs.values():
+    for name, used in inputs.items():
         asked = used.facts.get("requests") or {}
         if asked.get("replies"):
             found.append(
                 {
-                    "stage": used.manifest["stage"],
+                    "stage": called(name, used),
                     "models": asked.get("models", []),
                     "states": asked["states"],
                     "usd": asked.get("usd"),

@@ -38,11 +38,11 @@ def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
 
     Options of kinds stay whole: a recipe replaces them whole.
     """
-    from bpo_data.stages import STAGES  # the list names modules that read this one
+    from bpo_data.stages import EVERY  # the list names modules that read this one
 
     found = {}
     for stage, values in settings.items():
-        default = settings_of(typing.get_type_hints(STAGES[stage].module.schema)["config"]())
+        default = settings_of(typing.get_type_hints(EVERY[stage].module.schema)["config"]())
         own = {name: value for name, value in values.items() if value != default.get(name)}
         if own:
             found[stage] = own

@@ -77,7 +77,6 @@ STAGES = {
         needs=("prompts", "responses", "dataset"),
         also=("policy", "trained", "scores", "pairs", "gradients"),
     ),
-    "rounds": Stage(rounds, makes="rounds", also=("trained",), facts=True),
     "report": Stage(
         report,
         makes="figures",
@@ -85,12 +84,15 @@ STAGES = {
         facts=True,
     ),
 }
-"""Those of ``stage=all``; ``rounds`` runs where there is more than one round."""
+"""Those of ``stage=all``."""
 
-BETWEEN = {"blend": Stage(blend, makes="blend")}
-"""What runs between rounds, where they ask for it, and stands in no command by itself."""
+ONLINE = {
+    "blend": Stage(blend, makes="blend"),
+    "rounds": Stage(rounds, makes="rounds", facts=True),
+}
+"""What only several rounds have; other steps ask for it, and no command by itself."""
 
-EVERY = STAGES | BETWEEN
+EVERY = STAGES | ONLINE
 """Whatever makes an artifact."""
 
 MAKER = {stage.makes: name for name, stage in STAGES.items()}

@@ -132,7 +132,8 @@ def checked_budget(config: AllocateConfig, available: Counter[str], floor: bool,
         capped = f", at most {cap} of each" if cap < max(available.values()) else ""
         raise UserError(
             f"allocate.budget={budget} but the pool holds {room} pairs of {prompts} prompts"
-            f"{capped}. Lower allocate.budget, or raise pair.per_prompt or augment.responses."
+            f"{capped}. Lower allocate.budget (0 keeps allocate.share of any pool), or raise "
+            f"pair.per_prompt or augment.responses."
         )
     if budget < least:
         raise UserError(

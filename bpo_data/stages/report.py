@@ -37,7 +37,7 @@ from bpo_data.stages.cluster import ClusterConfig, gradients_of
 from bpo_data.tables import columns, lookup
 from bpo_data.work import leaves, settings_of
 
-VERSION = 7
+VERSION = 8
 TOPICS = 40
 """Topics listed; the rest is in the tables the page names."""
 
@@ -151,6 +151,8 @@ def gathered(
         "opponent": evaluation.opponent(inputs["wins"].facts),
         "evaluator": evaluation.evaluator(settings["score"], settings["evaluate"]),
         "depths": depths.to_pylist(),
+        "rounds": inputs["rounds"].facts["rounds"] if "rounds" in inputs else [],
+        "online": settings.get("rounds", {}),
         "topics": {"wins": wins, "breadth": breadths, "most": TOPICS},
         "worlds": list(ablation.worlds(*ablation.outcomes(config.ablation)))
         if config.ablation
@@ -180,4 +182,9 @@ def gathered(
 
 
 def settings_by_stage(inputs: Mapping[str, Artifact]) -> dict[str, dict[str, Any]]:
-    return {used.manifest["stage"]: used.manifest["settings"] for used in inputs.values()}
+    """Those of the last round, where there are several: earlier ones bring "trained 1"."""
+    return {
+        used.manifest["stage"]: used.manifest["settings"]
+        for name, used in inputs.items()
+        if " " not in name
+    }

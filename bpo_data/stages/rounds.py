@@ -108,7 +108,8 @@ def row_of(number: int, parts: Mapping[str, Artifact | None]) -> dict[str, Any]:
     points = pc.mean(judged.filter(pc.is_in(judged["response_id"], own))["score"]).as_py()
     figures = trained.facts
     seconds = sum(one.manifest["seconds"] for one in made.values())
-    prices = [(one.facts.get("requests") or {}).get("usd", 0.0) for one in made.values()]
+    asked = [one.facts.get("requests") or {} for one in made.values()]
+    prices = [one["usd"] for one in asked if one.get("replies")]
     compared = made["wins"].facts if "wins" in made else {}
     return {
         "round": number,
