@@ -51,7 +51,7 @@ def documented(kind: type) -> list[tuple[str, str, str]]:
             and isinstance(below, ast.Expr)
             and isinstance(below.value, ast.Constant)
         ):
-            meanings[statement.target.id] = re.sub(r"\s+", " ", str(below.value.value))
+            meanings[statement.target.id] = " ".join(str(below.value.value).split())
     found = []
     for item in dataclasses.fields(kind):
         default = getattr(kind(), item.name)
