@@ -10,16 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pyarrow.types import is_floating
-
 from bpo_data.budget import Budget
-from bpo_data.components.judging import Item, requests_of
 from bpo_data.errors import UserError, nearest
-from bpo_data.llm.prices import read_prices
+from bpo_data.pipelines import checks
 from bpo_data.pipelines.clean import Clean
 from bpo_data.pipelines.saying import FORMATS
 from bpo_data.pipelines.values import TYPES, typed
-from bpo_data.policy import check_location
 from bpo_data.runtime import Runtime
 from bpo_data.stages import STAGES
 from bpo_data.stages.allocate import AllocateConfig
@@ -39,8 +35,6 @@ from bpo_data.stages.sft import SftConfig
 from bpo_data.stages.train import TrainConfig
 
 DEFAULT_RECIPE = "quickstart"
-TWO_ANSWERS = [Item([{"role": "user", "content": "?"}], text, "1") for text in ("yes", "no")]
-"""What any judge would ask about, to see which models it asks."""
 WORDS = ("stage", "recipe", "plan", "format")
 """Words of the command line that are no settings of a section."""
 LOOKS = ("status", "clean")
@@ -77,130 +71,7 @@ class Config:
         """Everything wrong with the values, sections on their own first, then together."""
         for section in dataclasses.fields(self):
             yield from getattr(self, section.name).problems()
-        yield from self.impossible_budgets()
-        if self.score.kind == "given" and self.augment.client != "replay":
-            yield (
-                f"score.kind=given knows the source's own responses alone, so those of "
-                f"augment.client={self.augment.client} would have no points. Set "
-                f"augment.client=replay, or another score.kind."
-            )
-        trained = self.sft.kind != "given"
-        if self.gradients.preconditioner == "adam" and trained and not self.sft.keep_moments:
-            yield "gradients.preconditioner=adam wants Adam's moments: set sft.keep_moments=true."
-        if self.allocate.kind == "ifd" and not self.gradients.unprompted:
-            yield "allocate.kind=ifd compares with no prompt: set gradients.unprompted=true."
-        yield from self.impossible_pairs()
-        yield from self.impossible_rounds()
-        yield from self.missing_columns()
-        if self.sft.model:
-            try:
-                check_location(self.sft.model)
-            except UserError as error:
-                yield str(error)
-        yield from self.missing_prices()
-
-    def impossible_pairs(self) -> Iterator[str]:
-        """Filters of pairs that these settings can leave nothing of."""
-        if self.pair.authors == "policy" and self.augment.client == "replay":
-            yield (
-                "pair.authors=policy wants responses of the policy, and augment.client=replay "
-                "samples none. Use pair.authors=all, or another augment.client."
-            )
-        if self.pair.max_uncertainty < 1 and not self.score.repeated:
-            yield (
-                f"pair.max_uncertainty={self.pair.max_uncertainty:g} compares opinions, and "
-                f"score.kind={self.score.kind} has one of each response. Ask more often "
-                f"(score.options.repeats), or several judges (score.kind=panel)."
-            )
-
-    def impossible_rounds(self) -> Iterator[str]:
-        """What several rounds cannot be done with."""
-        if self.rounds.count == 1:
-            return
-        if self.augment.client != "local":
-            yield (
-                f"rounds.count={self.rounds.count} samples each round from the policy that the one "
-                f"before trained, and augment.client={self.augment.client} does not. Use "
-                f"augment.client=local, or rounds.count=1."
-            )
-        if self.gradients.reference and self.rounds.reference != "behaviour":
-            yield (
-                f"rounds.reference={self.rounds.reference} and gradients.reference name two "
-                f"references. Leave one of them out."
-            )
-        if self.gradients.preconditioner == "adam":
-            yield (
-                "gradients.preconditioner=adam has moments of the SFT training alone, which later "
-                "rounds have left behind. Use gradients.preconditioner=none, or rounds.count=1."
-            )
-
-    def missing_columns(self) -> Iterator[str]:
-        """Columns that the training asks for and no stage before it makes."""
-        losses, weights = self.train.loss.split("+"), self.train.weights
-        schemas = [STAGES[name].module.schema(getattr(self, name)) for name in ("export", "pair")]
-        known = {field.name for schema in schemas for field in schema if is_floating(field.type)}
-        if weights != "none" and weights not in known:
-            yield (
-                f"train.weights={weights} is no column of the dataset.{nearest(weights, known)} "
-                f"Use none, or one of {', '.join(sorted(known))}."
-            )
-        if "smoothed" in losses and not self.score.repeated and not self.train.label_smoothing:
-            yield "train.loss=smoothed without judges' p_chosen: set train.label_smoothing above 0."
-        if "inpo" in losses and "shift_chosen" not in known and not self.second_reference():
-            yield (
-                "train.loss=inpo has two references: name the second in gradients.reference, or "
-                "run rounds with rounds.reference=sft."
-            )
-
-    def second_reference(self) -> bool:
-        """Whether the gradients stage is given a reference other than the policy."""
-        online = self.rounds.count > 1 and self.rounds.reference != "behaviour"
-        return bool(self.gradients.reference) or online
-
-    def missing_prices(self) -> Iterator[str]:
-        """Models that a cap in dollars cannot reckon with; found before anything is made."""
-        if self.budget.usd is None or not self.budget.prices:
-            return
-        try:
-            prices = read_prices(self.budget.prices)
-            models = dict.fromkeys(self.asked_models())
-        except UserError:  # told where it belongs
-            return
-        for model in models:
-            if prices.of(model) is None:
-                yield (
-                    f"budget.prices={self.budget.prices} has no price of {model}, so "
-                    f"budget.usd={self.budget.usd:g} cannot be kept. Add the model to the file."
-                )
-
-    def asked_models(self) -> Iterator[str]:
-        """The models that these settings ask at servers."""
-        if self.embed.kind == "server":
-            yield str(self.embed.options.get("model"))
-        if self.augment.client == "openai":
-            yield self.augment.model
-        for judge in (self.score.judge(), self.evaluate.judge(self.score)):
-            for _, request, _ in requests_of(judge, TWO_ANSWERS):
-                yield request.model
-
-    def impossible_budgets(self) -> Iterator[str]:
-        """Numbers that no data can make fit; the allocate stage checks again with the real ones."""
-        keep, budget, per_prompt = self.select.keep, self.allocate.budget, self.pair.per_prompt
-        if not keep or not budget or any(self.allocate.problems()):
-            return
-        floor, depth = self.allocate.limits(per_prompt)
-        if budget > keep * depth:
-            yield (
-                f"allocate.budget={budget} is above the pool: select.keep={keep} prompts of at "
-                f"most {depth} pairs are {keep * depth}. Lower allocate.budget, or raise "
-                f"select.keep or pair.per_prompt."
-            )
-        if floor and budget < keep:
-            yield (
-                f"allocate.budget={budget} is below select.keep={keep}, and each kept prompt is to "
-                f"have a pair. Raise allocate.budget, lower select.keep, or set "
-                f"allocate.floor=false."
-            )
+        yield from checks.together(self)
 
 
 @dataclass(frozen=True)
