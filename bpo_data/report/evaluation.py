@@ -33,8 +33,8 @@ SHARES = {
     "length_controlled": "Win rate if both responses were equally long, by logistic regression.",
     "greedy": "Win rate of greedy responses, one a prompt.",
     "greedy_length_controlled": "Win rate of greedy responses if both were equally long.",
-    "held_out": "Held-out pairs whose chosen response was likelier, a token, under the policy that training began from.",
-    "kept": "Kept pairs whose chosen response was likelier, a token, under the policy that training began from.",
+    "held_out": "Held-out pairs whose chosen response was likelier, a token, before training.",
+    "kept": "Kept pairs whose chosen response was likelier, a token, before training.",
 }
 NATS = {
     "per_response": "How far training moved the policy: KL to the SFT policy, nats a response.",
