@@ -16,10 +16,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from bpo_data import disk, stopping
+from bpo_data import disk
+from bpo_data.engines import Engine, SetUp, Write
+from bpo_data.engines.local import Local
 from bpo_data.errors import UserError
 from bpo_data.words import lasting
-from bpo_data.workers import Make, Workers
 
 MANIFEST = "manifest.json"
 MINUTE = 60.0  # seconds between two lines in a log
@@ -88,15 +89,6 @@ def _write_part(folder: Path, schema: pa.Schema, makes: str, name: str, table: p
     disk.write_parquet(table, folder / name)
 
 
-def rows_named(part: pa.Table) -> str:
-    """Which rows a part holds: the ids that it begins and ends with."""
-    ids = next((name for name in part.column_names if name.endswith("_id")), None)
-    if ids is None or not part.num_rows:
-        return f"{part.num_rows} rows"
-    first, last = part[ids][0].as_py(), part[ids][-1].as_py()
-    return f"{part.num_rows} rows, {ids} {first} to {last}"
-
-
 class Pulse:
     """Progress for a log: a line each minute, in the words and with the methods of a bar."""
 
@@ -141,6 +133,7 @@ class Draft:
         schema: pa.Schema,
         inputs: dict[str, Artifact],
         stage: str = "",
+        engine: Engine | None = None,
     ) -> None:
         self.folder = folder
         self.stage = stage
@@ -150,7 +143,7 @@ class Draft:
         self.facts: dict[str, Any] = {}
         self.views: set[str] = set()
         self.table_files: list[str] = []
-        self.progress: Any = None
+        self.engine = engine or Local()
 
     def write(self, table: pa.Table, name: str = "") -> None:
         """Write the stage's table, or the named file of it; columns must be the schema's."""
@@ -168,43 +161,51 @@ class Draft:
         """Write a Parquet file that is not part of the stage's table, such as rows set aside."""
         disk.write_parquet(table, self.folder / name)
 
-    def map_parts(
+    def map_parts(self, rows: pa.Table, set_up: SetUp, part_rows: int) -> None:
+        """Write what a maker makes of each ``part_rows`` rows; finished parts are not remade.
+
+        A maker sees the rows of its part and nothing that ran before, so where the cuts fall, what
+        survived a crash and which engine makes the parts change nothing.
+        """
+        write = partial(_write_part, self.folder.absolute(), self.schema, self.makes)
+        named = self._each_part(rows, set_up, part_rows, self.folder, self.makes, write)
+        self.table_files += named
+
+    def in_parts(
+        self, name: str, rows: pa.Table, set_up: SetUp, schema: pa.Schema, part_rows: int
+    ) -> pa.Table:
+        """Like ``map_parts``, for what is not yet the stage's table: (the rows made), in order.
+
+        The parts wait under ``name`` until the artifact is finished, so a crash loses none.
+        """
+        folder = self.resumable(name)
+        write = partial(_write_part, folder.absolute(), schema, name)
+        files = self._each_part(rows, set_up, part_rows, folder, name, write)
+        return pa.concat_tables(disk.read_parquet(folder / file) for file in files)
+
+    def _each_part(
         self,
         rows: pa.Table,
-        make: Make,
+        set_up: SetUp,
         part_rows: int,
-        workers: Workers | None = None,
-    ) -> None:
-        """Write ``make(part)`` for each ``part_rows`` rows; parts found finished are not remade.
-
-        ``make`` sees its rows and nothing that ran before, so where the cuts fall and what
-        survived a crash change nothing, nor does making the parts in ``workers`` instead. It may
-        tell of rows done within the part through ``progress``.
-        """
+        folder: Path,
+        name: str,
+        write: Write,
+    ) -> list[str]:
+        """Make the parts that are missing; the files of all."""
         starts = range(0, max(rows.num_rows, 1), part_rows)
         parts = [
-            (f"{self.makes}-{number:05d}.parquet", rows.slice(start, part_rows))
+            (f"{name}-{number:05d}.parquet", rows.slice(start, part_rows))
             for number, start in enumerate(starts)
         ]
-        missing = [part for part in parts if not (self.folder / part[0]).exists()]
-        write = partial(_write_part, self.folder, self.schema, self.makes)
-        with self.bar(rows.num_rows, "rows") as self.progress:
-            self.progress.update(rows.num_rows - sum(part.num_rows for _, part in missing))
-            if workers and workers.count > 1 and len(missing) > 1:
-                for done in workers.each(missing, write):
-                    self.progress.update(done)
-                missing = []
-            end = self.progress.n
-            for name, part in missing:
-                stopping.check()
-                try:
-                    write(name, make(part))
-                except Exception as error:  # rises whole, with what we know
-                    error.add_note(f"It was making {name}: {rows_named(part)}.")
-                    raise
-                end += part.num_rows
-                self.progress.update(end - self.progress.n)
-        self.table_files += [name for name, _ in parts]
+        missing = [part for part in parts if not (folder / part[0]).exists()]
+        with self.bar(rows.num_rows, "rows") as progress:
+            progress.update(rows.num_rows - sum(part.num_rows for _, part in missing))
+            end = progress.n
+            for done in self.engine.each(missing, set_up, write, progress):
+                end += done  # a maker here may have told of rows within its part
+                progress.update(end - progress.n)
+        return [file for file, _ in parts]
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """What has been written of the stage's table."""

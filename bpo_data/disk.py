@@ -20,6 +20,13 @@ def write_parquet(table: pa.Table, path: Path) -> None:
     os.rename(writing, path)
 
 
+def read_parquet(path: Path) -> pa.Table:
+    """A whole file; no column more is made of the name of a folder."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path).read()
+
+
 def write_bytes(content: bytes, path: Path) -> None:
     """Write beside, bring to disk, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from bpo_data.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from bpo_data.llm.limits import Limits
+
+
+ENGINES = ("local", "processes", "ray")
 
 
 @dataclass
@@ -31,9 +35,23 @@ class Runtime:
     """``auto`` (a GPU when torch sees one), ``cpu``, ``cuda``, or ``spread``: a policy too large
     for one GPU over all of them, block by block (to sample from and to measure, not to train)."""
 
-    processes: int = 1
-    """Processes of the ``gradients`` stage, each with the model loaded once and a GPU of its own as
-    far as they go round; 0 means one for each GPU."""
+    engine: str = "local"
+    """Where the parts of a stage are made: ``local`` (in this process, one after the other),
+    ``processes`` (several on this machine) or ``ray`` (a Ray cluster whose machines all see
+    ``runtime.folder``; needs ``pip install 'bpo-data[ray]'``). The same bytes come out."""
+
+    processes: int = 0
+    """Workers of ``processes`` and ``ray``, each with the models loaded once and a GPU of its own
+    as far as they go round; 0 means one for each GPU, or without GPUs one for each ``threads``
+    cores, of this machine or of the cluster."""
+
+    address: str = ""
+    """The Ray cluster, such as ``auto`` or ``ray://head:10001``; empty starts one on this machine
+    that ends with the run."""
+
+    lease: float = 900.0
+    """Seconds that a worker of ``ray`` may take to begin, and for a part, before another is given
+    it; when parts were finished, four times the slowest is enough, but never below 30."""
 
     threads: int = 1
     """CPU threads of torch and FAISS. On small models more threads are slower, not faster."""
@@ -62,10 +80,26 @@ class Runtime:
     def problems(self) -> Iterator[str]:
         if self.device not in ("auto", "cpu", "cuda", "spread"):
             yield f"runtime.device={self.device}: choose auto, cpu, cuda or spread."
+        if self.engine not in ENGINES:
+            yield f"runtime.engine={self.engine}: choose {', '.join(ENGINES)}."
+        elif self.engine == "ray" and importlib.util.find_spec("ray") is None:
+            yield (
+                "runtime.engine=ray needs Ray: pip install 'bpo-data[ray]', or use "
+                "runtime.engine=processes."
+            )
         if self.processes < 0:
-            yield f"runtime.processes={self.processes}: use at least 1, or 0 for one a GPU."
-        if self.device == "spread" and self.processes != 1:
-            yield "runtime.device=spread has one model on all GPUs: use runtime.processes=1."
+            yield f"runtime.processes={self.processes}: use at least 1, or 0 for one a GPU or core."
+        if self.processes > 1 and self.engine == "local":
+            yield (
+                f"runtime.processes={self.processes} wants runtime.engine=processes or ray; local "
+                f"makes everything in one."
+            )
+        if self.address and self.engine != "ray":
+            yield f"runtime.address={self.address} is of a Ray cluster: set runtime.engine=ray."
+        if self.lease <= 0:
+            yield f"runtime.lease={self.lease:g}: use seconds above 0."
+        if self.device == "spread" and self.engine != "local":
+            yield "runtime.device=spread has one model on all GPUs: use runtime.engine=local."
         if self.threads < 1:
             yield f"runtime.threads={self.threads}: use at least 1."
         if self.concurrency < 1:
@@ -115,12 +149,19 @@ class Runtime:
         return "cuda" if process is None else f"cuda:{process % torch.cuda.device_count()}"
 
     def process_count(self) -> int:
-        """Processes to use: as many as asked for, or one for each GPU."""
+        """Processes to use on this machine: as many as asked for, or one for each GPU, or for each
+        ``threads`` cores."""
         import torch
 
         if self.processes:
             return self.processes
-        return max(1, torch.cuda.device_count()) if self.device != "cpu" else 1
+        found = torch.cuda.device_count() if self.device != "cpu" else 0
+        return found or max(1, cores() // self.threads)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 LIMITS = ("concurrency", "requests_per_minute", "tokens_per_minute")

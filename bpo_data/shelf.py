@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from bpo_data import __version__, disk
 from bpo_data.artifacts import MANIFEST, RESUMED, Artifact, Draft
+from bpo_data.engines import Engine
 from bpo_data.errors import UserError
 from bpo_data.tables import canonical
 from bpo_data.work import Work, difference
@@ -188,13 +189,14 @@ class Shelf:
         schema: pa.Schema,
         inputs: dict[str, Artifact],
         run: Callable[[Draft], None],
+        engine: Engine | None = None,
     ) -> Artifact:
         """Do the work in ``<name>.partial`` and finish it: manifest last, then the rename."""
         started = time.monotonic()
         partial = self.folder / f"{work.name}{PARTIAL}"
         partial.mkdir(parents=True, exist_ok=True)
         keep_parts(partial, makes)
-        draft = Draft(partial, makes, schema, inputs, work.stage)
+        draft = Draft(partial, makes, schema, inputs, work.stage, engine)
         try:
             run(draft)
         except UserError:

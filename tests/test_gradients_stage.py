@@ -18,6 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpo_data.artifacts import Artifact, Draft
+from bpo_data.engines import Place, engine_of
+from bpo_data.engines.processes import Processes
 from bpo_data.errors import UserError
 from bpo_data.gradients.engine import ResponseGradients
 from bpo_data.gradients.passes import Passes
@@ -31,7 +33,6 @@ from bpo_data.stages import cluster, gradients
 from bpo_data.stages.cluster import ClusterConfig
 from bpo_data.stages.gradients import GradientsConfig
 from bpo_data.tables import ID, MSG, matrix
-from bpo_data.workers import Workers
 
 RANK, DIM, BETA = 4, 96, 0.1
 SIZES = Scratch(width=24, hidden=32, heads=2, layers=2, positions=64)
@@ -84,16 +85,17 @@ def responses_table(texts: list[list[str]]) -> pa.Table:
 
 
 def measure(
-    folder: Path, policy: Path, texts: list[list[str]], processes: int = 1, **settings: Any
+    folder: Path, policy: Path, texts: list[list[str]], engine: str = "local", **settings: Any
 ) -> Draft:
     config = GradientsConfig(**({"rank": RANK, "dim": DIM, "seed": 3} | settings))
     assert not list(config.problems())
     folder.mkdir(parents=True, exist_ok=True)
-    draft = Draft(folder, "gradients", gradients.schema(config), {"policy": Artifact(policy, {})})
+    runtime = Runtime(device="cpu", engine=engine, processes=2 if engine != "local" else 0)
+    inputs = {"policy": Artifact(policy, {})}
+    draft = Draft(folder, "gradients", gradients.schema(config), inputs, engine=engine_of(runtime))
     prompts = pa.table(
         {"prompt_id": pa.array([f"p{n}" for n in range(4)], ID), "prompt": pa.array(ASKED, MSG)}
     )
-    runtime = Runtime(device="cpu", processes=processes)
     gradients.run(draft, config, runtime, prompts=prompts, responses=responses_table(texts))
     return draft
 
@@ -339,24 +341,24 @@ def test_it_tells_how_it_measured(started, tmp_path, monkeypatch):
 def test_processes_make_the_same_bytes(started, tmp_path, monkeypatch):
     monkeypatch.setattr(gradients, "PART_ROWS", 3)
     one = measure(tmp_path / "one", started, TEXTS)
-    several = measure(tmp_path / "several", started, TEXTS, processes=2)
+    several = measure(tmp_path / "several", started, TEXTS, engine="processes")
     assert several.table_files == one.table_files
     assert len(one.table_files) == 4
     for name in [*one.table_files, "set_aside.parquet"]:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "several" / name).read_bytes()
     before = {name: (several.folder / name).stat().st_mtime_ns for name in several.table_files}
     (several.folder / one.table_files[2]).unlink()
-    again = measure(tmp_path / "several", started, TEXTS, processes=2)
+    again = measure(tmp_path / "several", started, TEXTS, engine="processes")
     after = {name: (again.folder / name).stat().st_mtime_ns for name in again.table_files}
     assert [name for name in before if before[name] != after[name]] == [one.table_files[2]]
 
 
-def die(number: int) -> Any:
+def die(place: Place) -> Any:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def stumble(number: int) -> Any:
-    raise UserError(f"process {number} has no model")
+def stumble(place: Place) -> Any:
+    raise UserError(f"process {place.number} has no model")
 
 
 def keep(folder: Path, name: str, part: pa.Table) -> None:
@@ -366,10 +368,11 @@ def keep(folder: Path, name: str, part: pa.Table) -> None:
 @pytest.mark.slow
 def test_a_worker_that_is_killed_or_fails_is_told(tmp_path):
     parts = [(f"part{n}", pa.table({"x": [n]})) for n in range(8)]
+    engine = Processes(Runtime(processes=2))
     with pytest.raises(UserError, match="a worker process was killed"):
-        list(Workers(2, die).each(parts, partial(keep, tmp_path)))
+        list(engine.each(parts, die, partial(keep, tmp_path), None))
     with pytest.raises(UserError, match="has no model"):
-        list(Workers(2, stumble).each(parts, partial(keep, tmp_path)))
+        list(engine.each(parts, stumble, partial(keep, tmp_path), None))
 
 
 def test_one_response_too_large_for_the_memory_is_a_user_error(started, tmp_path, monkeypatch):

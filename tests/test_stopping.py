@@ -135,6 +135,7 @@ from pathlib import Path
 import pyarrow as pa
 from bpo_data import stopping
 from bpo_data.artifacts import Draft
+from bpo_data.engines import at
 from bpo_data.tables import columns
 
 stopping.install()
@@ -148,7 +149,7 @@ def make(part):
 
 rows = pa.table({{"n": pa.array(range(6), pa.int32())}}, schema=schema)
 try:
-    draft.map_parts(rows, make, 2)
+    draft.map_parts(rows, at(make), 2)
 except KeyboardInterrupt:
     sys.exit(130)
 """
@@ -220,7 +221,7 @@ def test_parts_in_workers_are_finished_too(tmp_path, number):
     """Ctrl-C reaches the whole group, and so does SIGTERM from a batch system."""
     (tmp_path / "slow_parts.py").write_text(
         "import time\n"
-        "def set_up(number):\n"
+        "def set_up(place):\n"
         "    def make(part):\n"
         "        open(f'{part[\"n\"][0]}.begun', 'w').close()\n"
         "        time.sleep(1.0)\n"
@@ -234,16 +235,18 @@ def test_parts_in_workers_are_finished_too(tmp_path, number):
         "from bpo_data import stopping\n"
         "from bpo_data.artifacts import Draft\n"
         "from bpo_data.tables import columns\n"
-        "from bpo_data.workers import Workers\n"
+        "from bpo_data.engines.processes import Processes\n"
+        "from bpo_data.runtime import Runtime\n"
         "from slow_parts import set_up\n"
         "if __name__ == '__main__':\n"
         "    stopping.install()\n"
         "    schema = columns(n=pa.int32())\n"
         "    Path('parts').mkdir()\n"
-        "    draft = Draft(Path('parts'), 'numbers', schema, {}, 'count')\n"
+        "    engine = Processes(Runtime(processes=2))\n"
+        "    draft = Draft(Path('parts'), 'numbers', schema, {}, 'count', engine)\n"
         "    rows = pa.table({'n': pa.array(range(12), pa.int32())}, schema=schema)\n"
         "    try:\n"
-        "        draft.map_parts(rows, set_up, 1, Workers(2, set_up))\n"
+        "        draft.map_parts(rows, set_up, 1)\n"
         "    except KeyboardInterrupt:\n"
         "        sys.exit(130)\n"
     )

@@ -21,7 +21,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from bpo_data import disk, stopping, workers
+from bpo_data import disk, stopping
+from bpo_data.engines import processes
 from bpo_data.errors import UserError
 from bpo_data.pipelines import config as settings
 from bpo_data.pipelines.values import TYPES, typed
@@ -266,10 +267,10 @@ def run(ablation: Ablation, shared: Mapping[str, Any]) -> Iterator[Outcome]:
         if not stopping.at_once():
             wait(waiting)
         else:
-            workers.end_children()
+            processes.end_children()
         raise
     except BaseException:
-        workers.end_children()
+        processes.end_children()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -277,7 +278,7 @@ def run(ablation: Ablation, shared: Mapping[str, Any]) -> Iterator[Outcome]:
 
 def begin() -> None:
     """Set up a process of the pool."""
-    workers.end_with_parent()
+    processes.end_with_parent()
     stopping.follow()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from bpo_data import hub, stopping
 from bpo_data.artifacts import Artifact, Draft
 from bpo_data.budget import RUN
+from bpo_data.engines import engine_of
 from bpo_data.errors import UserError
 from bpo_data.llm import ledger
 from bpo_data.llm.forecast import Forecast, table
@@ -33,6 +34,7 @@ class Run(Command):
         """The command line, for the note on what used an artifact."""
         self.forecasts: list[Forecast] = []
         """What the stages made in this run were expected to ask."""
+        self.engine = engine_of(self.runtime)
         self.round = 0
         """The online round under way."""
         self.using = ExitStack()
@@ -98,7 +100,7 @@ class Run(Command):
 
         The stage itself is not asked: its replies may all be in the store, which needs no key.
         """
-        if self.runtime.device == "cuda":
+        if self.runtime.device == "cuda" and self.runtime.engine != "ray":
             self.runtime.torch_device()
         for later in self.steps[self.steps.index(step) + 1 :]:
             ready = getattr(later.kind.module, "ready", None)
@@ -117,7 +119,8 @@ class Run(Command):
             stage.module.run(draft, section, self.runtime, **tables)
 
         try:
-            return self.shelf.make(work, stage.makes, stage.module.schema(section), inputs, run)
+            schema = stage.module.schema(section)
+            return self.shelf.make(work, stage.makes, schema, inputs, run, self.engine)
         except UserError as error:
             raise UserError(located(step, str(error))) from error
         except Exception as error:  # rises whole, with what we know

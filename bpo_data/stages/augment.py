@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from bpo_data.artifacts import Draft
+from bpo_data.engines import Make, Place
 from bpo_data.errors import UserError
 from bpo_data.llm.desk import Desk, asking_problems
 from bpo_data.llm.endpoint import Endpoint, endpoint_problems
+from bpo_data.policy import policy_location, round_of
 from bpo_data.runtime import Runtime
 from bpo_data.tables import ID, MSG, columns, lookup, lot, maybe
 from bpo_data.work import HOW
 
 if TYPE_CHECKING:
     from bpo_data.llm.requests import Request
+    from bpo_data.policy import Policy
 
 VERSION = 2
 PART_ROWS = 512  # requests of the local client in one part; part of the format
@@ -187,34 +191,50 @@ def row_seed(config: AugmentConfig, response_id: str, rounds: int = 0) -> int:
 
 
 def sample_locally(draft: Draft, config: AugmentConfig, runtime: Runtime, wanted: pa.Table) -> None:
-    """Sample from the SFT policy, part by part; a row's text depends on its own seed alone."""
-    from bpo_data.generation import sample
-    from bpo_data.policy import load_policy, policy_location, round_of
-
+    """Sample from the policy, part by part; a row's text depends on its own seed alone."""
     folder = draft.inputs["policy"].folder
     rounds = round_of(folder)
-    model, revision = policy_location(folder)
-    policy = load_policy(model, revision, runtime.torch_device(spread=True), "auto")
+    draft.map_parts(wanted, Sampling(policy_location(folder), rounds, config, runtime), PART_ROWS)
+    draft.facts |= {"round": rounds + 1, **draft.engine.facts}
 
-    def make(part: pa.Table) -> pa.Table:
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a worker is set up to sample."""
+
+    policy: tuple[str, str | None]
+    """Folder or hub name, and revision."""
+    rounds: int
+    """Of training behind the policy."""
+    config: AugmentConfig
+    runtime: Runtime
+
+    def __call__(self, place: Place) -> Make:
+        from bpo_data.policy import load_policy
+
+        policy = load_policy(*self.policy, place.device(self.runtime), "auto")
+        return partial(self.sampled, policy, place.progress)
+
+    def sampled(self, policy: Policy, progress: Any, part: pa.Table) -> pa.Table:
+        """The rows of a part, with texts."""
+        from bpo_data.generation import sample
+
+        config = self.config
         rows = part.to_pylist()
         new = [row for row in rows if not row["given"]]
         samples = sample(
             policy,
             [row["prompt"] for row in new],
-            [row_seed(config, row["response_id"], rounds) for row in new],
+            [row_seed(config, row["response_id"], self.rounds) for row in new],
             max_new_tokens=config.max_tokens,
             temperature=config.temperature,
             top_p=config.top_p,
             batch_rows=config.batch,
-            progress=draft.progress,
+            progress=progress,
         )
         for row, drawn in zip(new, samples, strict=True):
             row |= {"text": drawn.text, "state": drawn.state, "tokens": drawn.tokens}
         return pa.Table.from_pylist(rows, schema=WANTED)
-
-    draft.map_parts(wanted, make, PART_ROWS)
-    draft.facts["round"] = rounds + 1
 
 
 def requests_of(

@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -14,11 +13,11 @@ import pyarrow.compute as pc
 
 from bpo_data import disk
 from bpo_data.artifacts import Draft
+from bpo_data.engines import Place, at
 from bpo_data.errors import UserError
 from bpo_data.policy import check_location, policy_location
-from bpo_data.runtime import Runtime, quiet_libraries
+from bpo_data.runtime import Runtime
 from bpo_data.tables import ID, columns
-from bpo_data.workers import Workers
 
 if TYPE_CHECKING:
     from bpo_data.gradients.engine import ResponseGradients
@@ -133,15 +132,13 @@ def run(
 
     usable = responses.filter(pc.equal(responses["state"], "ok"))
     owners = prompts.select(["prompt_id", "prompt"])
-    count = runtime.process_count()
-    models = models_of(draft, config)
     # With workers this process only encodes, and leaves the GPUs to them.
-    device = runtime.torch_device(spread=True) if count == 1 else "cpu"
-    measurer = measurer_of(models, config, device, owners)
-    workers = Workers(count, partial(in_worker, models, config, runtime, owners))
+    device = Place().device(runtime) if draft.engine.here else "cpu"
+    measuring = Measuring(models_of(draft, config), config, runtime, owners)
+    measurer = measuring.on(device)
     gradient = pa.list_(STORES[config.store], measurer.engine.dim)
     draft.schema = draft.schema.set(1, pa.field("gradient", gradient, nullable=False))
-    draft.map_parts(usable, measurer, PART_ROWS, workers)
+    draft.map_parts(usable, at(measurer) if draft.engine.here else measuring, PART_ROWS)
     kept = draft.read(["response_id", "tokens"])
     missing = pc.invert(pc.is_in(usable["response_id"], kept["response_id"].combine_chunks()))
     aside = [set_aside(row) for row in measurer.encoded(usable.filter(missing))]
@@ -176,25 +173,32 @@ def models_of(draft: Draft, config: GradientsConfig) -> Models:
     return Models(policy_location(draft.inputs["policy"].folder), named)
 
 
-def in_worker(
-    models: Models, config: GradientsConfig, runtime: Runtime, owners: pa.Table, number: int
-) -> Measurer:
-    """What process ``number`` of several measures with, on a GPU of its own where there are any."""
-    quiet_libraries()
-    return measurer_of(models, config, runtime.torch_device(process=number), owners)
+@dataclass(frozen=True)
+class Measuring:
+    """How a worker is set up to measure."""
 
+    models: Models
+    config: GradientsConfig
+    runtime: Runtime
+    owners: pa.Table
+    """prompt_id and prompt of every response's prompt."""
 
-def measurer_of(models: Models, config: GradientsConfig, device: str, owners: pa.Table) -> Measurer:
-    """The models on their device."""
-    from bpo_data.measuring import Measurer, silence_of
-    from bpo_data.policy import load_policy
-    from bpo_data.reference import reference_of
+    def __call__(self, place: Place) -> Measurer:
+        return self.on(place.device(self.runtime))
 
-    policy = load_policy(*models.policy, device, config.dtype)
-    engine = engine_of(policy, config, models.policy[0])
-    reference = reference_of(*models.reference, engine, device, config.dtype)
-    silence = silence_of(policy) if config.unprompted else None
-    return Measurer(policy, engine, reference, config.store == "float16", owners, silence)
+    def on(self, device: str) -> Measurer:
+        """The models on a device."""
+        from bpo_data.measuring import Measurer, silence_of
+        from bpo_data.policy import load_policy
+        from bpo_data.reference import reference_of
+
+        config = self.config
+        policy = load_policy(*self.models.policy, device, config.dtype)
+        engine = engine_of(policy, config, self.models.policy[0])
+        reference = reference_of(*self.models.reference, engine, device, config.dtype)
+        silence = silence_of(policy) if config.unprompted else None
+        half = config.store == "float16"
+        return Measurer(policy, engine, reference, half, self.owners, silence)
 
 
 def tell_what(draft: Draft, aside: list[Aside], responses: int) -> None:
@@ -225,11 +229,9 @@ def tell_how(draft: Draft, config: GradientsConfig, runtime: Runtime, measurer: 
     if measurer.engine.compiled and measurer.engine.compiled.seconds:
         seconds = measurer.engine.compiled.seconds
         draft.say(f"torch.compile took {seconds:.0f} s before it began to save time")
-    device = torch.device(model.device)
-    if (count := runtime.process_count()) > 1:
-        device = torch.device(runtime.torch_device(process=0))
-        draft.facts["processes"] = count
-    draft.facts |= {
+    here = draft.engine.here
+    device = torch.device(model.device if here else runtime.torch_device(process=0))
+    draft.facts |= draft.engine.facts | {
         "shares_prompts": measurer.engine.shares,
         "batch_tokens": batch_tokens,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -1,61 +1,62 @@
-"""Parts of a stage's table made by several processes on one machine."""
+"""Parts made by several processes on one machine: one for each GPU, or for a share of the cores."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from multiprocessing import connection
 from typing import Any
 
-import pyarrow as pa
-
 from bpo_data import stopping
+from bpo_data.engines import Make, Part, Place, SetUp, Write, named
 from bpo_data.errors import UserError
-from bpo_data.runtime import keep_freed_memory
-
-Make = Callable[[pa.Table], pa.Table]
-"""Rows of one part -> the part of the table."""
-
-SetUp = Callable[[int], Make]
-"""Called once in every process with its number; what it holds must be picklable."""
+from bpo_data.runtime import Runtime, keep_freed_memory, quiet_libraries
 
 
-@dataclass(frozen=True)
-class Workers:
+class Processes:
     """``count`` processes, each with its own copy of whatever ``set_up`` loads.
 
     They are spawned, never forked: after torch or FAISS has used threads, a forked child hangs.
+    ``set_up`` and ``write`` must be picklable.
     """
 
-    count: int
-    set_up: SetUp
+    here = False
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+
+    @cached_property
+    def count(self) -> int:
+        return self.runtime.process_count()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"engine": "processes", "processes": self.count}
 
     def each(
-        self, parts: list[tuple[str, pa.Table]], write: Callable[[str, pa.Table], None]
+        self, parts: Sequence[Part], set_up: SetUp, write: Write, progress: Any
     ) -> Iterator[int]:
-        """Make and write every part; yields its number of rows as it is done, in any order.
-
-        ``write`` runs in the worker and must be picklable. The first error of a worker is raised
-        here; parts that are done by then stay. Asked to stop, those under way are finished.
-        """
+        count = min(self.count, len(parts))
+        if not count:
+            return
         context = multiprocessing.get_context("spawn")
         numbers: Any = context.SimpleQueue()
-        for number in range(self.count):
+        for number in range(count):
             numbers.put(number)
-        pool = ProcessPoolExecutor(self.count, context, _begin, (self.set_up, numbers))
+        pool = ProcessPoolExecutor(count, context, _begin, (set_up, numbers))
         left = iter(parts)
         under_way: dict[Future[None], int] = {}
         try:
             while True:
                 # No more than there are workers: what waits in the pool is begun in any case.
-                for part in islice(left, 0 if stopping.asked() else self.count - len(under_way)):
-                    under_way[pool.submit(_make, *part, write)] = part[1].num_rows
+                for part in islice(left, 0 if stopping.asked() else count - len(under_way)):
+                    under_way[pool.submit(_make, part, write)] = part[1].num_rows
                 if not under_way:
                     break
                 for done in wait(under_way, return_when=FIRST_COMPLETED).done:
@@ -103,12 +104,17 @@ def end_children() -> None:
 def _begin(set_up: SetUp, numbers: Any) -> None:
     end_with_parent()
     keep_freed_memory()
+    quiet_libraries()
     stopping.deafen()  # what is sent to the whole group is the parent's to judge
     _begun.append((set_up, numbers.get()))
 
 
-def _make(name: str, rows: pa.Table, write: Callable[[str, pa.Table], None]) -> None:
+def _make(part: Part, write: Write) -> None:
     if not _making:  # here and not in _begin, whose errors would not reach the caller
         set_up, number = _begun[-1]
-        _making.append(set_up(number))
-    write(name, _making[-1](rows))
+        _making.append(set_up(Place(number)))
+    try:
+        write(part[0], _making[-1](part[1]))
+    except Exception as error:  # rises whole, with what we know
+        named(error, part)
+        raise

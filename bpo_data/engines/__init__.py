@@ -1,0 +1,93 @@
+"""Where the parts of a stage's table are made: here, in several processes, or on a Ray cluster.
+
+A part is a name and some rows, and what is made of it depends on these rows alone. So neither the
+engine, nor the number of workers, nor the order in which they finish changes a byte. A stage hands
+``Draft.map_parts`` a way to set a maker up, which every worker calls once, and knows nothing of
+where that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from bpo_data.runtime import Runtime
+
+Make = Callable[[pa.Table], pa.Table]
+"""Rows of one part -> the part of the table."""
+
+Write = Callable[[str, pa.Table], None]
+"""Puts a finished part where it belongs, whole or not at all."""
+
+Part = tuple[str, pa.Table]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a maker is set up."""
+
+    number: int | None = None
+    """Of the worker; None where parts are made in the process that runs the stage."""
+
+    progress: Any = None
+    """A bar to tell of rows done within a part; None in workers."""
+
+    def device(self, runtime: Runtime) -> str:
+        """Where a model goes here: each worker has a GPU of its own as far as they go round."""
+        return runtime.torch_device(spread=self.number is None, process=self.number)
+
+
+SetUp = Callable[[Place], Make]
+"""Called once by every worker; with more than one process, what it holds must be picklable."""
+
+
+def at(make: Make) -> SetUp:
+    """A maker that stands ready in this process."""
+    return lambda place: make
+
+
+class Engine(Protocol):
+    @property
+    def here(self) -> bool:
+        """Whether parts are made in the process that runs the stage."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What an artifact's facts say of it; nothing of the local one."""
+
+    def each(
+        self, parts: Sequence[Part], set_up: SetUp, write: Write, progress: Any
+    ) -> Iterator[int]:
+        """Make and write every part; yields its number of rows as it is done, in any order.
+
+        The first error that a maker raises is raised here; parts that are done by then stay. Asked
+        to stop, it finishes those under way and raises KeyboardInterrupt.
+        """
+
+
+def engine_of(runtime: Runtime) -> Engine:
+    """The one that ``runtime.engine`` names."""
+    if runtime.engine == "processes":
+        from bpo_data.engines.processes import Processes
+
+        return Processes(runtime)
+    if runtime.engine == "ray":
+        from bpo_data.engines.cluster import Cluster
+
+        return Cluster(runtime)
+    from bpo_data.engines.local import Local
+
+    return Local()
+
+
+def named(error: BaseException, part: Part) -> None:
+    """Add to an error which rows it was about: the ids that the part begins and ends with."""
+    name, rows = part
+    ids = next((column for column in rows.column_names if column.endswith("_id")), None)
+    words = f"{rows.num_rows} rows"
+    if ids is not None and rows.num_rows:
+        words += f", {ids} {rows[ids][0].as_py()} to {rows[ids][-1].as_py()}"
+    error.add_note(f"It was making {name}: {words}.")
