@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from bpo_data import objectives
 from bpo_data.artifacts import Artifact
 from bpo_data.batches import ends
+from bpo_data.components import criteria
 from bpo_data.errors import UserError, nearest
 from bpo_data.policy import Policy, encode, plain_messages
 from bpo_data.tables import lookup
@@ -122,7 +123,9 @@ def made(name: str, pairs: pa.Table, inputs: Mapping[str, Artifact]) -> np.ndarr
     """A column that no table has, worked out. Raises UserError where it cannot be."""
     kind, _, side = name.rpartition("_")
     if kind == "win_rate" and "scores" in inputs:
-        rates = win_rates(inputs["scores"].table(["response_id", "score"]))
+        weights = inputs["pairs"].manifest.get("settings", {}).get("criteria", {})
+        scores = inputs["scores"].table(criteria.needed(weights))
+        rates = win_rates(criteria.with_points(scores, weights))
         return np.array([rates[one] for one in ids_of(side, pairs, inputs)])
     if kind == "shift" and "gradients" in inputs and reference_of(inputs["gradients"]):
         table = measured(inputs["gradients"], ids_of(side, pairs, inputs))

@@ -47,6 +47,8 @@ class World:
         self.scores: list[dict[str, Any]] = []
         self.pairs: list[dict[str, Any]] = []
         self.dataset: list[dict[str, Any]] = []
+        self.pairing: dict[str, Any] = {}
+        """Settings of ``pair``."""
 
     def add(
         self,
@@ -79,6 +81,7 @@ class World:
         (pointer / "model.json").write_text(json.dumps(pointed))
         inputs: Any = {
             "policy": SimpleNamespace(folder=pointer),
+            "pairs": SimpleNamespace(manifest={"settings": self.pairing}),
             "scores": SimpleNamespace(table=lambda columns: scores.select(columns)),
         }
         texts = pa.schema(

@@ -76,11 +76,5 @@ def paired(
         "responses": Held(table, settings=settings),
     }
     draft = Draft(folder, "pairs", pair.schema(config), inputs, "pair")
-    pair.run(
-        draft,
-        config,
-        Runtime(),
-        responses=table.drop_columns("score"),
-        scores=table.select(["response_id", "score"]),
-    )
+    pair.run(draft, config, Runtime(), responses=table.drop_columns("score"), scores=table)
     return draft

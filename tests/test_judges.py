@@ -143,7 +143,7 @@ def test_a_judge_from_outside_the_package_is_named_by_its_place():
 def test_a_judge_with_one_opinion_an_item_says_in_it_what_its_verdict_says():
     found = judged(Verifier(f"{__name__}:refuses"), [item("4", reference="4"), item("4")])
     assert found.opinions == [
-        Opinion(f"{__name__}:refuses", 0, 1.0, "ok", "compared"),
+        Opinion(f"{__name__}:refuses", 0, 1.0, "ok", "compared", rationale="compared"),
         Opinion(f"{__name__}:refuses", 1, None, "verifier_failed", "no reference"),
     ]
 

@@ -65,6 +65,21 @@ def test_the_order_of_the_source_changes_nothing(tmp_path):
     assert len(digests) == 1
 
 
+def test_criteria_are_columns_of_given_only_where_the_source_has_any(tmp_path):
+    rated = {"response": "yes", "score": 1, "criteria": {"kind": 2, "brief": 1.5}}
+    sources = {"with": [rated, {"response": "no", "score": 0}], "without": ["yes", "no"]}
+    given = {}
+    for name, answers in sources.items():
+        row = {"prompt": "p", "responses": answers}
+        path = write_lines(tmp_path / f"{name}.jsonl", [row])
+        found = loaded(tmp_path / name, load.LoadConfig(path=str(path), test_share=0)).table()
+        assert (found.schema.field("given").type == load.GIVEN) == (name == "without")
+        given[name] = found["given"].to_pylist()[0]
+    by_text = {one["text"]: one["criteria"] for one in given["with"]}
+    assert by_text["no"] is None
+    assert by_text["yes"] == [{"name": "brief", "points": 1.5}, {"name": "kind", "points": 2}]
+
+
 def test_splits_hold_the_asked_shares_and_never_overlap(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [pair(f"p{n}") for n in range(100)])
     config = load.LoadConfig(path=str(path), test_share=0.2, seed_share=0.3)

@@ -182,6 +182,29 @@ def test_parallel_scores_go_with_their_responses() -> None:
     assert short.reason == "wrong_field_count"
 
 
+def test_ultrafeedback_brings_points_by_criterion_and_its_critique() -> None:
+    told = {"honesty": {"Rating": "4", "Rationale": "so"}, "help": {"Rating": "N/A"}, "x": None}
+    completion = {"response": "r", "overall_score": 7, "annotations": told, "critique": "Good."}
+    row = only([{"instruction": "q", "completions": [completion]}])
+    assert row.given[0].criteria == (("honesty", 4.0),)
+    assert row.given[0].rationale == "Good."
+    assert row.notices == ("layout:ultrafeedback", "criterion_not_a_number")
+
+
+def test_columns_named_as_criteria_go_with_the_response_of_their_row() -> None:
+    record = {"prompt": "q", "response": "a", "helpfulness": 3, "verbosity": 1, "coherence": None}
+    columns = Columns(criteria="verbosity, helpfulness,coherence", score="helpfulness")
+    row = only([record], columns)
+    assert row.given[0].criteria == (("helpfulness", 3.0), ("verbosity", 1.0))
+    assert row.given[0].score == 3
+    assert only([record]).given[0].criteria == (), "they are never guessed"
+    assert only([{**record, "verbosity": "low"}], columns).reason == "score_not_a_number"
+    with pytest.raises(FileRejected, match=r"no column `verbose`.*Did you mean verbosity"):
+        only([record], Columns(criteria="helpfulness,verbose"))
+    several = {"prompt": "q", "responses": ["a", "b"], "helpfulness": 3}
+    assert only([several], Columns(criteria="helpfulness")).reason == "unknown_layout"
+
+
 def test_alpaca_input_is_part_of_the_prompt() -> None:
     row = only([{"instruction": "Sum.", "input": "1 2", "output": "3"}])
     assert texts(row) == ["Sum.\n\n1 2", "3"]

@@ -44,6 +44,11 @@ COLUMNS = {
     "author_rejected": "the same",
     "topic": "the source's own label; null where it has none",
     "source": "file and row, or dataset and row, where the prompt stood",
+    "criteria_chosen": "the judge's points by criterion, or its judges' by name; null where it has "
+    "none",
+    "criteria_rejected": "the same",
+    "rationale_chosen": "the judge's reason, in its own words; null where it gave none",
+    "rationale_rejected": "the same",
 }
 """What the columns mean; Markdown."""
 

@@ -20,7 +20,10 @@ from bpo_data.tables import lot
 
 
 class GivenScores(Offline):
-    """The source's own scores; a response without one has no score."""
+    """The source's own scores, with its points by criterion and its reasons where it has them.
+
+    A response without a score has neither.
+    """
 
     name = "given"
     judges_new = False
@@ -28,7 +31,9 @@ class GivenScores(Offline):
     def __call__(self, items: Sequence[Item], known: Sequence[Item], desk: Desk) -> Judgement:
         desk.done(len(items))
         verdicts = [
-            Verdict(item.given, "ok" if item.given is not None else "no_score", "")
+            Verdict(None, "no_score", "")
+            if item.given is None
+            else Verdict(item.given, "ok", "", None, item.criteria, item.rationale)
             for item in items
         ]
         return sole(self.name, verdicts)
@@ -81,7 +86,8 @@ class Verifier(Offline):
             raise
         if not finite:
             return Verdict(None, "unreadable", str(reason))
-        return Verdict(float(points) + self.mistake(item), "ok", str(reason))
+        told = str(reason)
+        return Verdict(float(points) + self.mistake(item), "ok", told, rationale=told or None)
 
     def mistake(self, item: Item) -> float:
         if not self.noise:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from bpo_data.llm.desk import Desk
@@ -30,6 +30,10 @@ class Item:
     """The source's own score of this response."""
     author: str = ""
     """Who wrote it, for the check of judges that favour their own family; shown to no judge."""
+    criteria: Mapping[str, float] = field(default_factory=dict)
+    """The source's own points of it by criterion."""
+    rationale: str | None = None
+    """The source's own reason for its score."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,10 @@ class Opinion:
     """Which of several askings of the same question this answers."""
     against: int | None = None
     """The row of the response shown second; None when one response was judged by itself."""
+    criteria: Mapping[str, float] = field(default_factory=dict)
+    """Points by criterion, where the judge gives any."""
+    rationale: str | None = None
+    """The reason in these words, as plain text; None where they hold none, or no score."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,10 @@ class Verdict:
     """The judge's words, verbatim; of several opinions the first one's."""
     spread: float | None = None
     """Standard deviation (n - 1) of the points over repeats and judges; None below two."""
+    criteria: Mapping[str, float] = field(default_factory=dict)
+    """Points by criterion, where the judge gives any; a panel's are its judges' by name."""
+    rationale: str | None = None
+    """The reason for the points, as plain text: of the first readable opinion that gives one."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +137,11 @@ def sole(name: str, verdicts: list[Verdict]) -> Judgement:
     return Judgement(
         verdicts,
         [
-            Opinion(name, row, verdict.score, verdict.state, verdict.reply)
+            Opinion(
+                *(name, row, verdict.score, verdict.state, verdict.reply),
+                criteria=verdict.criteria,
+                rationale=verdict.rationale,
+            )
             for row, verdict in enumerate(verdicts)
         ],
     )
@@ -133,10 +149,18 @@ def sole(name: str, verdicts: list[Verdict]) -> Judgement:
 
 def summed_up(opinions: Sequence[Opinion]) -> Verdict:
     """The verdict on one response: the mean of the readable opinions of it."""
-    points = [opinion.score for opinion in opinions if opinion.score is not None]
+    readable = [opinion for opinion in opinions if opinion.score is not None]
+    points = [opinion.score for opinion in readable if opinion.score is not None]
     if not points:
         return Verdict(None, opinions[0].state, opinions[0].reply)
-    return Verdict(statistics.fmean(points), "ok", opinions[0].reply, spread_of(points))
+    criteria = {
+        name: statistics.fmean(opinion.criteria[name] for opinion in readable)
+        for name in readable[0].criteria
+    }
+    return Verdict(
+        *(statistics.fmean(points), "ok", opinions[0].reply, spread_of(points), criteria),
+        rationale=next((one.rationale for one in readable if one.rationale), None),
+    )
 
 
 def spread_of(points: Sequence[float]) -> float | None:

@@ -49,7 +49,7 @@ class Panel:
     scale; ``standard`` those less the judge's mean over its standard deviation, both over all that
     it judges in one go, so what else is judged moves them; ``rank`` the response's rank within
     its prompt, 0 the worst and 1 the best. A response that a judge has no points for goes by the
-    other judges' weights.
+    other judges' weights. Points by criterion are the judges', by their names.
     """
 
     name = "panel"
@@ -125,7 +125,19 @@ class Panel:
         total = math.fsum(weight for _, weight in readable)
         mean = math.fsum(value * weight for value, weight in readable) / total
         spread = spread_of([value for value, _ in readable])
-        return Verdict(mean, "ok", verdicts[0].reply, spread)
+        reason = next((verdict.rationale for verdict in verdicts if verdict.rationale), None)
+        criteria = self.criteria(verdicts, points)
+        return Verdict(mean, "ok", verdicts[0].reply, spread, criteria, reason)
+
+    def criteria(self, verdicts: Sequence[Verdict], points: Points) -> dict[str, float]:
+        """Each judge's points in the panel's units, under its name; behind ``name/`` those that it
+        gives by criterion itself, as it gave them."""
+        found = {}
+        for one, verdict, value in zip(self.members, verdicts, points, strict=True):
+            if value is not None:
+                found[one.name] = value
+                found |= {f"{one.name}/{name}": own for name, own in verdict.criteria.items()}
+        return found
 
 
 def member(entry: Any, number: int) -> Member:

@@ -16,6 +16,10 @@ class Given:
     """The model or person that wrote it; ``chosen`` / ``rejected`` in a preference pair."""
     score: float | None = None
     """The source's own score, higher is better; a bare preference pair gives 1 and 0."""
+    criteria: tuple[tuple[str, float], ...] = ()
+    """The source's own points by criterion, sorted by name."""
+    rationale: str = ""
+    """Why it has them, in the source's words."""
 
 
 @dataclass(frozen=True)

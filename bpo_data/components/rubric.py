@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bpo_data.components.fields import field, filled, mark_for, turns
@@ -71,8 +71,12 @@ LEVELS = (
 """The closed set of what ``read_score`` says about how it read."""
 
 
-def rubric_messages(template: str, prompt: Sequence[Message], response: str) -> list[Message]:
+def rubric_messages(
+    template: str, prompt: Sequence[Message], response: str, more: Mapping[str, str] | None = None
+) -> list[Message]:
     """The request to the judge: ``template`` with ``{prompt}``, ``{response}``, ``{mark}`` filled.
+
+    ``more`` has further names and what fills them.
 
     Each turn and the response stand between markers with a code that depends on all of them, so
     no text can hold the marker that closes it. Other braces of the template stay as they are.
@@ -82,6 +86,7 @@ def rubric_messages(template: str, prompt: Sequence[Message], response: str) -> 
         "{prompt}": turns(prompt, mark),
         "{response}": field("answer", response, mark),
         "{mark}": mark,
+        **(more or {}),
     }
     return [{"role": "user", "content": filled(template, fields)}]
 

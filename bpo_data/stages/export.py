@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from bpo_data import card, disk, hub
 from bpo_data.artifacts import Draft
 from bpo_data.cards import metadata
-from bpo_data.components import exporters
+from bpo_data.components import criteria, exporters
 from bpo_data.components.exporters import making
 from bpo_data.components.exporters.grouping import asked_of
 from bpo_data.components.exporters.target import SPECIAL, find_target
@@ -42,6 +42,10 @@ class ExportConfig:
     formats: list[str] = field(default_factory=list)
     """Trainers' formats to write beside the dataset, each into ``formats/<name>``. A name in
     ``components.exporters.KINDS``, or ``package.module:name``, for each."""
+
+    rationales: bool = False
+    """Add the judge's reasons as ``rationale_chosen`` and ``rationale_rejected``, where it gave
+    any. Points by criterion are always added, where there are any."""
 
     tokenizer: str = ""
     """Folder or hub name of the model that will be trained: its tokenizer and chat template say
@@ -127,6 +131,9 @@ def run(
     dataset = joined(kept, prompts, responses, pairs, clusters)
     splits = split_of(dataset["prompt_id"].to_pylist(), config)
     dataset = dataset.append_column("split", pa.array(splits))
+    for name, column in judged(draft, config, dataset["pair_id"], pairs).items():
+        dataset = dataset.append_column(name, column)
+        draft.schema = draft.schema.append(pa.field(name, column.type))
     for name in ("train", "test"):
         rows = dataset.filter(pc.equal(dataset["split"], name))
         if rows.num_rows:
@@ -162,7 +169,11 @@ def write_formats(
     own = lookup(pairs, "pair_id", rows["pair_id"])
     for name in ("chosen_id", "rejected_id"):
         rows = rows.append_column(name, own[name])
-    scores = draft.inputs["scores"].table(["response_id", "score"]) if lists else None
+    scores = None
+    if lists:
+        weights = draft.inputs["pairs"].manifest["settings"].get("criteria", {})
+        table = draft.inputs["scores"].table(criteria.needed(weights))
+        scores = criteria.with_points(table, weights)
     making.write(
         draft, config, target, asked_of(rows, prompts, responses, scores), dataset.num_rows
     )
@@ -219,6 +230,19 @@ def joined(
         table[f"author_{side}"] = answer["author"]
         table[f"score_{side}"] = pair[f"score_{side}"]
     return pa.table(table)
+
+
+def judged(
+    draft: Draft, config: ExportConfig, pair_ids: pa.ChunkedArray, pairs: pa.Table
+) -> dict[str, pa.Array]:
+    """The columns of criteria and, where asked for, rationales of both sides; none without any."""
+    names = ["criteria", *(["rationale"] if config.rationales else [])]
+    scores = draft.inputs["scores"].table(["response_id", *names])
+    pair = lookup(pairs, "pair_id", pair_ids)
+    found = criteria.side_columns(scores, pair, names)
+    if config.rationales and "rationale_chosen" not in found:
+        draft.say("export.rationales=true, but the judge gave no reasons; there is no such column")
+    return found
 
 
 def split_of(prompt_ids: list[str], config: ExportConfig) -> list[str]:

@@ -10,17 +10,18 @@ from typing import Any
 import pyarrow as pa
 
 from bpo_data.artifacts import Draft
-from bpo_data.components import kinds, sources
+from bpo_data.components import criteria, kinds, sources
 from bpo_data.components.rows import Given, Rejected, Row
 from bpo_data.errors import UserError, some
 from bpo_data.runtime import Runtime
 from bpo_data.tables import ID, MSG, columns, lot, maybe, prompt_id
 
-VERSION = 1
+VERSION = 2
 SPLITS = ("seed", "pool", "test")
-GIVEN = pa.list_(
-    pa.struct([("text", pa.string()), ("author", pa.string()), ("score", pa.float32())])
-)
+ANSWER = pa.struct([("text", pa.string()), ("author", pa.string()), ("score", pa.float32())])
+GIVEN = pa.list_(ANSWER)
+RATED = pa.list_(pa.struct([*ANSWER, ("criteria", criteria.CRITERIA), ("rationale", pa.string())]))
+"""``given`` of a source that has points by criterion, or reasons for its scores."""
 REJECTED = pa.schema(
     [(name, pa.string()) for name in ("origin", "reason", "detail")] + [("raw", pa.binary())]
 )
@@ -126,6 +127,9 @@ def run(draft: Draft, config: LoadConfig, runtime: Runtime) -> None:
     kept = limited(grouped, config)
     split = splits(kept, config)
     table = [prompt_row(name, kept[name], split[name], notices) for name in sorted(kept)]
+    if any(one["criteria"] or one["rationale"] for row in table for one in row["given"]):
+        place = draft.schema.get_field_index("given")
+        draft.schema = draft.schema.set(place, draft.schema.field(place).with_type(RATED))
     draft.write(pa.Table.from_pylist(table, schema=draft.schema))
     by_split = Counter(row["split"] for row in table)
     draft.note(len(rejected), rows_in, f"rows set aside in rejected.parquet: {reasons(rejected)}")
@@ -218,7 +222,14 @@ def prompt_row(name: str, rows: list[Row], split: str, notices: Counter[str]) ->
     return {
         "prompt_id": name,
         "prompt": list(first.prompt),
-        "given": [vars(given) for given in distinct],
+        "given": [
+            {
+                **vars(given),
+                "criteria": criteria.as_rows(given.criteria) or None,
+                "rationale": given.rationale or None,
+            }
+            for given in distinct
+        ],
         "topic": first.topic,
         "reference": first.reference,
         "split": split,
@@ -226,5 +237,6 @@ def prompt_row(name: str, rows: list[Row], split: str, notices: Counter[str]) ->
     }
 
 
-def given_order(given: Given) -> tuple[str, str, float]:
-    return given.author, given.text, -1.0 if given.score is None else given.score
+def given_order(given: Given) -> tuple[Any, ...]:
+    score = -1.0 if given.score is None else given.score
+    return given.author, given.text, score, given.criteria, given.rationale

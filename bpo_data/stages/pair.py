@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bpo_data.artifacts import Artifact, Draft
-from bpo_data.components import constructions, kinds
+from bpo_data.components import constructions, criteria, kinds
 from bpo_data.components.certainty import Opinions, certain, opinions_of
 from bpo_data.components.constructions import Construction
 from bpo_data.components.lengths import alike, bias, evened, first_of_each, lengths_of, side
@@ -47,6 +47,11 @@ class PairConfig:
     """What a margin is measured in: ``score`` points, ``rank`` within the prompt, ``logit`` of a
     score that is a share in [0, 1] (saturated judges), or ``win``, the share of the prompt's other
     responses that a response beats, ties half."""
+
+    criteria: dict[str, float] = field(default_factory=dict)
+    """Weights of criteria whose sum stands in for the judge's score, a direction as in DPA:
+    ``{helpfulness: 0.7, verbosity: -0.3}``. Responses that lack one of them take no part, and
+    ``p_chosen`` is empty, since opinions are of the score. Empty is the score itself."""
 
     min_margin: float = 0.0
     """A pair's margin must be greater than this, in units of the scale."""
@@ -92,6 +97,14 @@ class PairConfig:
             )
         if not 0 <= self.max_uncertainty <= 1:
             yield f"pair.max_uncertainty={self.max_uncertainty}: a share lies from 0 to 1."
+        weights = self.criteria.values()
+        if weights and not (any(weights) and all(map(math.isfinite, weights))):
+            yield f"pair.criteria={self.criteria}: give finite weights, not all of them 0."
+        if self.criteria and self.max_uncertainty < 1:
+            yield (
+                f"pair.max_uncertainty={self.max_uncertainty:g} compares opinions of the whole "
+                f"score, which pair.criteria does not pair by. Leave one of them out."
+            )
         if self.max_length_ratio != 0 and not 1 <= self.max_length_ratio < math.inf:
             yield (
                 f"pair.max_length_ratio={self.max_length_ratio}: the longer of two responses is "
@@ -122,7 +135,7 @@ def run(
 ) -> None:
     measured = draft.inputs["gradients"].table(["response_id"])["response_id"]
     usable = responses.filter(pc.is_in(responses["response_id"], measured.combine_chunks()))
-    judged = dict(zip(scores["response_id"].to_pylist(), scores["score"].to_pylist(), strict=True))
+    judged = criteria.points_of(scores, config.criteria)
     welcome = of_authors(usable, config.authors, draft.inputs)
     by_prompt: dict[str, list[dict[str, Any]]] = {
         name: [] for name in sorted(responses["prompt_id"].unique().to_pylist())
@@ -132,7 +145,8 @@ def run(
         if score is not None:
             by_prompt[row["prompt_id"]].append({**row, "score": score})
     distinct = {name: collapse(rows) for name, rows in by_prompt.items()}
-    rows, facts = candidates(distinct, config, opinions_of(draft.inputs["scores"]))
+    opinions = Opinions() if config.criteria else opinions_of(draft.inputs["scores"])
+    rows, facts = candidates(distinct, config, opinions)
     draft.write(pa.Table.from_pylist(rows, schema=draft.schema))
     with_score = sum(map(len, by_prompt.values()))
     draft.facts |= {

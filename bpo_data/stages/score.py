@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bpo_data.artifacts import Draft
-from bpo_data.components import judges, kinds
+from bpo_data.components import criteria, judges, kinds
 from bpo_data.components.judging import Item, Judge, Judgement, Opinion, Verdict
 from bpo_data.components.preference import preferred
 from bpo_data.disk import folder_digests
@@ -21,7 +21,7 @@ from bpo_data.runtime import Runtime
 from bpo_data.tables import ID, columns, maybe
 from bpo_data.work import HOW
 
-VERSION = 3
+VERSION = 4
 SERVED = ("rubric", "pairwise")
 """Kinds whose model is a server's name, not a folder."""
 
@@ -98,6 +98,8 @@ def schema(config: ScoreConfig) -> pa.Schema:
         score=maybe(pa.float32()),
         spread=maybe(pa.float32()),
         opinions=pa.int32(),
+        criteria=maybe(criteria.CRITERIA),
+        rationale=maybe(pa.string()),
         state=pa.string(),
         reply=pa.string(),
     )
@@ -159,6 +161,11 @@ def run(
         "requests": desk.facts(),
         "flagged": figures.filter(figures["flag"])["note"].to_pylist(),
     }
+    by_criterion = [verdict.criteria for verdict in verdicts if verdict.criteria]
+    if by_criterion:
+        told = draft.facts["criteria"] = criteria.figures(by_criterion)
+        lacking = sum(len(own) < len(told) for own in by_criterion)
+        draft.note(lacking, len(verdicts), "responses lack points for some of the criteria")
     agreed = draft.facts["agreement_with_given"]
     if agreed is not None and agreed < AGREES:
         draft.facts["flagged"].append(
@@ -185,7 +192,13 @@ def score_rows(judge: str, ids: list[str], judgement: Judgement, schema: pa.Sche
             if opinion.against is not None:
                 heard[opinion.against] += 1
     rows = [
-        {"response_id": response, "judge": judge, "opinions": heard[row], **vars(verdict)}
+        {
+            **vars(verdict),
+            "response_id": response,
+            "judge": judge,
+            "opinions": heard[row],
+            "criteria": criteria.as_rows(verdict.criteria) or None,
+        }
         for row, (response, verdict) in enumerate(zip(ids, judgement.verdicts, strict=True))
     ]
     return pa.Table.from_pylist(rows, schema=schema)
@@ -240,6 +253,8 @@ def items_of(prompts: pa.Table, responses: pa.Table) -> list[Item]:
                 reference=owner["reference"],
                 given=given["score"] if given else None,
                 author=row["author"],
+                criteria=criteria.as_points(given.get("criteria")) if given else {},
+                rationale=given.get("rationale") if given else None,
             )
         )
     return items

@@ -22,6 +22,7 @@ class Columns:
 
     Empty: the standard name, where the source has one. ``-``: none, even if a standard name is
     there. Anything else is the column's name, and a file without that column is refused.
+    ``criteria`` has no standard name and may be several columns: ``helpfulness,honesty``.
     """
 
     id: str = ""
@@ -35,6 +36,7 @@ class Columns:
     reference: str = ""
     split: str = ""
     system: str = ""
+    criteria: str = ""
 
 
 STANDARD = {
@@ -43,6 +45,7 @@ STANDARD = {
     "score": ("score", "rating", "overall_score"),
     "author": ("model", "author", "generator"),
     "reference": ("reference", "reference_answer", "gold_answer"),
+    "criteria": (),
 }
 PAIR_SCORES = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"))
 
@@ -61,14 +64,17 @@ def parts(keys: Collection[str], columns: Columns) -> dict[str, tuple[str, ...]]
     """
     mapped = asdict(columns)
     found: dict[str, tuple[str, ...]] = {
-        part: (name,) if name else tuple(n for n in STANDARD.get(part, (part,)) if n in keys)
+        part: names_in(part, name)
+        if name
+        else tuple(n for n in STANDARD.get(part, (part,)) if n in keys)
         for part, name in mapped.items()
     }
     for part, name in mapped.items():
         if name == IGNORE:
             found[part] = ()
-        elif name and keys and name not in keys:
-            raise Bad("missing_column", _no_column(name, part, keys) + nearest(name, keys))
+        lacking = next((one for one in found[part] if keys and one not in keys), None)
+        if lacking is not None:
+            raise Bad("missing_column", _no_column(lacking, part, keys) + nearest(lacking, keys))
     if IGNORE in (columns.chosen, columns.rejected):
         found |= {"chosen": (), "rejected": ()}
     for half, other in (("chosen", "rejected"), ("rejected", "chosen")):
@@ -77,6 +83,13 @@ def parts(keys: Collection[str], columns: Columns) -> dict[str, tuple[str, ...]]
     if keys and not found["prompt"] and not found["chosen"]:
         raise Bad("missing_column", _no_column("prompt", "prompt", keys) + _others(found))
     return found
+
+
+def names_in(part: str, setting: str) -> tuple[str, ...]:
+    """The columns that a setting of ``load.columns`` names: one, or several criteria."""
+    if part != "criteria":
+        return (setting,)
+    return tuple(name.strip() for name in setting.split(",") if name.strip())
 
 
 def _others(found: Mapping[str, tuple[str, ...]]) -> str:
@@ -137,6 +150,15 @@ class Cells:
         named = self.named(record, "prompt")[:1]
         return not self.columns.prompt and named in (["conversations"], ["messages"])
 
+    def criteria(self, record: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+        """Points from the columns named as criteria, sorted by name; a null has none."""
+        there = {name: record.get(name) for name in self.parts["criteria"]}
+        return tuple(
+            (name, self.number(value, name))
+            for name, value in sorted(there.items())
+            if value is not None and not (self.textual and value == "")
+        )
+
     def number(self, value: Any, name: str) -> float:
         """A score. Raises Bad unless it is a finite number within float32."""
         if value is MISSING:
@@ -153,6 +175,16 @@ class Cells:
         if abs(number) > 3.4028234e38:
             raise Bad("number_out_of_range", f"`{name}` is {number:g}, beyond float32")
         return number
+
+
+def as_number(value: Any) -> float | None:
+    """A number within float32, also where it is written as text; None for anything else."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        return None
+    number = float(value)
+    return number if abs(number) <= 3.4028234e38 else None
 
 
 def absent(value: Any) -> bool:

@@ -53,6 +53,8 @@ class Converter:
             prompt, given = self._responses(record, response, notices)
         else:
             prompt, given = self._prompt_alone(record, notices)
+        if self.cells.parts["criteria"] and len(given) > 1:
+            raise Bad("unknown_layout", "load.columns.criteria wants one response in each row")
         prompt = self._with_system(record, prompt)
         if self.cells.parts["id"]:
             label = self.cells.label(record, "id")
@@ -154,14 +156,15 @@ class Converter:
         if lists:
             ultra = any(isinstance(item, dict) and "overall_score" in item for item in value)
             notices.append("layout:ultrafeedback" if ultra else "layout:responses")
-            return prompt, given_list(self.cells, record, value)
+            return prompt, given_list(self.cells, record, value, notices)
         history, text = self._side(value, notices)
         if history and not continues(history, prompt):
             raise Bad("history_differs", "the response does not begin with the prompt")
         check_response(text)
         score = self.cells.get(record, "score")
         number = self.cells.number(score, "score") if self.cells.parts["score"] else None
-        return history or prompt, [Given(text, self.cells.label(record, "author") or "", number)]
+        author = self.cells.label(record, "author") or ""
+        return history or prompt, [Given(text, author, number, self.cells.criteria(record))]
 
     def _prompt_alone(
         self, record: Mapping[str, Any], notices: list[str]
