@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from bpo_data import disk
-from bpo_data.engines import Engine, SetUp, Write
+from bpo_data.engines import Engine, Part, SetUp
 from bpo_data.engines.local import Local
 from bpo_data.errors import UserError
 from bpo_data.words import lasting
@@ -87,6 +88,15 @@ def _write_part(folder: Path, schema: pa.Schema, makes: str, name: str, table: p
         if not column.nullable and table[column.name].null_count:
             raise AssertionError(f"{makes}.{column.name} has nulls")
     disk.write_parquet(table, folder / name)
+
+
+def cut(rows: pa.Table, name: str, part_rows: int) -> list[Part]:
+    """The parts of a table, each under the name of its file; no rows are one part."""
+    starts = range(0, max(rows.num_rows, 1), part_rows)
+    return [
+        (f"{name}-{number:05d}.parquet", rows.slice(start, part_rows))
+        for number, start in enumerate(starts)
+    ]
 
 
 class Pulse:
@@ -167,45 +177,39 @@ class Draft:
         A maker sees the rows of its part and nothing that ran before, so where the cuts fall, what
         survived a crash and which engine makes the parts change nothing.
         """
+        parts = cut(rows, self.makes, part_rows)
         write = partial(_write_part, self.folder.absolute(), self.schema, self.makes)
-        named = self._each_part(rows, set_up, part_rows, self.folder, self.makes, write)
-        self.table_files += named
-
-    def in_parts(
-        self, name: str, rows: pa.Table, set_up: SetUp, schema: pa.Schema, part_rows: int
-    ) -> pa.Table:
-        """Like ``map_parts``, for what is not yet the stage's table: (the rows made), in order.
-
-        The parts wait under ``name`` until the artifact is finished, so a crash loses none.
-        """
-        folder = self.resumable(name)
-        write = partial(_write_part, folder.absolute(), schema, name)
-        files = self._each_part(rows, set_up, part_rows, folder, name, write)
-        return pa.concat_tables(disk.read_parquet(folder / file) for file in files)
-
-    def _each_part(
-        self,
-        rows: pa.Table,
-        set_up: SetUp,
-        part_rows: int,
-        folder: Path,
-        name: str,
-        write: Write,
-    ) -> list[str]:
-        """Make the parts that are missing; the files of all."""
-        starts = range(0, max(rows.num_rows, 1), part_rows)
-        parts = [
-            (f"{name}-{number:05d}.parquet", rows.slice(start, part_rows))
-            for number, start in enumerate(starts)
-        ]
-        missing = [part for part in parts if not (folder / part[0]).exists()]
+        missing = [part for part in parts if not (self.folder / part[0]).exists()]
         with self.bar(rows.num_rows, "rows") as progress:
             progress.update(rows.num_rows - sum(part.num_rows for _, part in missing))
             end = progress.n
             for done in self.engine.each(missing, set_up, write, progress):
                 end += done  # a maker here may have told of rows within its part
                 progress.update(end - progress.n)
-        return [file for file, _ in parts]
+        self.table_files += [file for file, _ in parts]
+
+    def in_parts(
+        self,
+        name: str,
+        rows: pa.Table,
+        set_up: SetUp,
+        schema: pa.Schema,
+        part_rows: int,
+        tell: Callable[[int], None],
+    ) -> pa.Table:
+        """Like ``map_parts``, for what is not yet the stage's table: the rows made, in order.
+
+        The parts wait under ``name`` until the artifact is finished, so a crash loses none.
+        ``tell`` is told of n more rows.
+        """
+        folder = self.resumable(name)
+        write = partial(_write_part, folder.absolute(), schema, name)
+        parts = cut(rows, name, part_rows)
+        missing = [part for part in parts if not (folder / part[0]).exists()]
+        tell(rows.num_rows - sum(part.num_rows for _, part in missing))
+        for done in self.engine.each(missing, set_up, write, None):
+            tell(done)
+        return pa.concat_tables(disk.read_parquet(folder / file) for file, _ in parts)
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """What has been written of the stage's table."""

@@ -12,9 +12,8 @@ import transformers
 from judged import item, judged, scores
 from tiny_models import LLAMA
 
-from bpo_data.components import judges, kinds
+from bpo_data.components import judges, kinds, reward_model
 from bpo_data.components.judges import RewardModel
-from bpo_data.components.reward_model import batches
 from bpo_data.errors import UserError
 from bpo_data.policy import plain_messages
 from bpo_data.scratch import Scratch, make_tokenizer
@@ -93,10 +92,11 @@ def test_the_order_of_rows_changes_no_points(model):
     assert scores(judged(judge, items[::-1])) == scores(judged(judge, items))[::-1]
 
 
-def test_batches_hold_each_sequence_once_longest_first():
-    sequences = [(1,), (1, 2, 3), (2,), (3, 4), (0, 0, 0, 0)]
-    found = list(batches(sequences, 2))
-    assert found == [[(0, 0, 0, 0), (1, 2, 3)], [(3, 4), (1,)], [(2,)]]
+def test_where_the_parts_are_cut_changes_no_points(model, monkeypatch):
+    items = [item("yes no " * number) for number in range(9)]
+    whole = scores(judged(RewardModel(str(model), batch=2), items))
+    monkeypatch.setattr(reward_model, "BATCHES", 1)
+    assert scores(judged(RewardModel(str(model), batch=2), items)) == whole
 
 
 def test_what_is_too_long_has_no_points_and_is_not_cut(model):

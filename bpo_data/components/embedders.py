@@ -5,18 +5,26 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
+import pyarrow as pa
+
+from bpo_data.engines import Make, Place
 from bpo_data.errors import UserError, some
 from bpo_data.llm.endpoint import Endpoint
 from bpo_data.llm.replies import Reply
 from bpo_data.llm.requests import EmbeddingRequest
+from bpo_data.runtime import Runtime
+from bpo_data.tables import columns, vectors
 
 if TYPE_CHECKING:
     import numpy as np
 
     from bpo_data.llm.desk import Desk
 
+BATCHES = 16
+"""Batches of an encoder in a part."""
 SECTION = "embed.options"
 
 
@@ -61,6 +69,20 @@ class Encoder:
 
     def __call__(self, texts: Sequence[str], seed: int, desk: Desk) -> np.ndarray:
         import numpy as np
+
+        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+        rows = pa.table({"text": pa.array([texts[row] for row in order], pa.string())})
+        schema = columns(vector=pa.list_(pa.float32()))
+        part_rows = self.batch * BATCHES  # no batch straddles a part
+        encoding = Encoding(self, desk.runtime)
+        made = desk.spread("vectors", rows, encoding, schema, part_rows, desk.done)
+        found = made["vector"].combine_chunks().flatten().to_numpy().reshape(len(texts), -1)
+        whole = np.empty_like(found)
+        whole[order] = found
+        return unit(whole)
+
+    def load(self, device: str) -> tuple[Any, Any]:
+        """(model, tokenizer), in eval mode. Raises UserError."""
         import torch
         from transformers import AutoModel, AutoTokenizer
 
@@ -76,26 +98,39 @@ class Encoder:
                 f"embed.options.model={self.model} cannot be loaded: {reason} Name a folder with "
                 f"safetensors weights, or a model of the hub that this machine reaches."
             ) from error
-        device = desk.runtime.torch_device()
-        model.to(device).eval()
-        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        rows: list[np.ndarray] = [np.empty(0)] * len(texts)
+        return model.to(device).eval(), tokenizer
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a worker is set up to encode."""
+
+    encoder: Encoder
+    runtime: Runtime
+
+    def __call__(self, place: Place) -> Make:
+        return partial(self.encoded, *self.encoder.load(place.device(self.runtime)))
+
+    def encoded(self, model: Any, tokenizer: Any, part: pa.Table) -> pa.Table:
+        """The mean of the last hidden states of each text of a part, in batches of their order."""
+        import numpy as np
+        import torch
+
+        texts = part["text"].to_pylist()
+        means: list[np.ndarray] = []
         with torch.no_grad():
-            for start in range(0, len(texts), self.batch):
-                chosen = order[start : start + self.batch]
+            for start in range(0, len(texts), self.encoder.batch):
                 tokens = tokenizer(
-                    [texts[row] for row in chosen],
+                    texts[start : start + self.encoder.batch],
                     padding=True,
                     truncation=True,
-                    max_length=self.tokens,
+                    max_length=self.encoder.tokens,
                     return_tensors="pt",
-                ).to(device)
+                ).to(model.device)
                 hidden = model(**tokens).last_hidden_state
                 real = tokens["attention_mask"][..., None].float()
-                means = ((hidden * real).sum(1) / real.sum(1)).cpu().numpy()
-                for row, mean in zip(chosen, means, strict=True):
-                    rows[row] = mean
-        return unit(np.stack(rows).astype(np.float32))
+                means.append(((hidden * real).sum(1) / real.sum(1)).cpu().numpy())
+        return pa.table({"vector": vectors(np.concatenate(means).astype(np.float32))})
 
 
 @dataclass

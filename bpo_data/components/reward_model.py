@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from bpo_data.components.judging import Item, Judgement, Offline, Verdict, sole
+from bpo_data.engines import Make, Place
 from bpo_data.errors import UserError
 from bpo_data.llm.desk import Desk
 from bpo_data.policy import TemplateRefuses, plain_messages, quiet_progress, written
-from bpo_data.tables import Message
+from bpo_data.runtime import Runtime
+from bpo_data.tables import Message, columns
 
+BATCHES = 16
+"""Batches in a part."""
+POINTS = columns(points=pa.float64())
 DTYPES = ("float32", "bfloat16")
 SETTING = "score.options.model"
 
@@ -58,8 +68,7 @@ class RewardModel(Offline):
     def __call__(self, items: Sequence[Item], known: Sequence[Item], desk: Desk) -> Judgement:
         if not items:
             return Judgement([], [])
-        model, tokenizer = self.load(desk.runtime.torch_device())
-        limit = longest(model, tokenizer, self.max_length)
+        tokenizer, limit = self.reader()
         verdicts: dict[int, Verdict] = {}
         same: dict[Tokens, list[int]] = {}
         for row, item in enumerate(items):
@@ -75,39 +84,50 @@ class RewardModel(Offline):
                 same.setdefault(tokens, []).append(row)
         desk.done(len(verdicts))
         # What reads the same is computed once: in another batch its last bits would differ.
-        padding = model.config.get_text_config().pad_token_id
-        for batch in batches(same, self.batch):
-            for tokens, points in zip(batch, logits(model, batch, padding), strict=True):
-                verdicts |= dict.fromkeys(same[tokens], verdict_of(points))
-                desk.done(len(same[tokens]))
+        order = sorted(same, key=lambda tokens: (-len(tokens), tokens))
+        rows = pa.table({"tokens": pa.array(order, pa.list_(pa.int32()))})
+        part_rows = self.batch * BATCHES  # no batch straddles a part
+        rated = desk.spread(
+            "points", rows, Rating(self, desk.runtime), POINTS, part_rows, desk.done
+        )
+        for tokens, points in zip(order, rated["points"].to_pylist(), strict=True):
+            verdicts |= dict.fromkeys(same[tokens], verdict_of(points))
+        desk.done(sum(map(len, same.values())) - len(order))
         return sole(self.name, [verdicts[row] for row in range(len(items))])
 
-    def load(self, device: str) -> tuple[Any, Any]:
-        """(model, tokenizer) in eval mode; only safetensors weights, and no code of the checkpoint.
+    def options(self) -> dict[str, Any]:
+        return {"revision": self.revision or None, "trust_remote_code": False}
+
+    def reader(self) -> tuple[Any, int]:
+        """(tokenizer, the tokens that a conversation may have). Raises UserError."""
+        from transformers import AutoConfig, AutoTokenizer
+
+        with loading(self.name):
+            tokenizer = AutoTokenizer.from_pretrained(self.name, **self.options())
+            config = AutoConfig.from_pretrained(self.name, **self.options())
+        if not tokenizer.chat_template:
+            raise UserError(
+                f"{SETTING}={self.name}: its tokenizer has no chat template. Add the "
+                f"chat_template.jinja that it was trained with to its folder."
+            )
+        return tokenizer, longest(config, tokenizer, self.max_length)
+
+    def load(self, device: str) -> Any:
+        """The model in eval mode; only safetensors weights, and no code of the checkpoint.
 
         Raises UserError for a model that cannot be loaded or that gives no points.
         """
-        from safetensors import SafetensorError
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
 
         quiet_progress()
-        options = {"revision": self.revision or None, "trust_remote_code": False}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.name, **options)
+        with loading(self.name):
             model, found = AutoModelForSequenceClassification.from_pretrained(
                 self.name,
                 use_safetensors=True,
                 dtype=self.dtype,
                 output_loading_info=True,
-                **options,
+                **self.options(),
             )
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            reason = str(error).strip().partition("\n")[0][:200]
-            raise UserError(
-                f"{SETTING}={self.name} cannot be loaded: {reason} Name a folder with config.json, "
-                f"tokenizer and safetensors weights, or a model of the hub that this machine "
-                f"reaches."
-            ) from error
         missing = sorted(found["missing_keys"])
         if missing or model.config.num_labels != 1:
             reason = (
@@ -119,12 +139,42 @@ class RewardModel(Offline):
                 f"{SETTING}={self.name} is no reward model: {reason}. Name a sequence classifier "
                 f"with one output (num_labels 1) and a head that was trained."
             )
-        if not tokenizer.chat_template:
-            raise UserError(
-                f"{SETTING}={self.name}: its tokenizer has no chat template. Add the "
-                f"chat_template.jinja that it was trained with to its folder."
-            )
-        return model.eval().to(device), tokenizer
+        return model.eval().to(device)
+
+
+@dataclass(frozen=True)
+class Rating:
+    """How a worker is set up to give points."""
+
+    judge: RewardModel
+    runtime: Runtime
+
+    def __call__(self, place: Place) -> Make:
+        return partial(self.rated, self.judge.load(place.device(self.runtime)))
+
+    def rated(self, model: Any, part: pa.Table) -> pa.Table:
+        """Points of each token sequence of a part, in batches of their order."""
+        padding = model.config.get_text_config().pad_token_id
+        sequences = [tuple(tokens) for tokens in part["tokens"].to_pylist()]
+        points: list[float] = []
+        for start in range(0, len(sequences), self.judge.batch):
+            points += logits(model, sequences[start : start + self.judge.batch], padding)
+        return pa.table({"points": pa.array(points, pa.float64())})
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Raises UserError in place of what a library says of a model that cannot be loaded."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise UserError(
+            f"{SETTING}={name} cannot be loaded: {reason} Name a folder with config.json, "
+            f"tokenizer and safetensors weights, or a model of the hub that this machine reaches."
+        ) from error
 
 
 def tokens_of(tokenizer: Any, item: Item) -> Tokens:
@@ -134,17 +184,10 @@ def tokens_of(tokenizer: Any, item: Item) -> Tokens:
     return tuple(written(tokenizer, turns))
 
 
-def longest(model: Any, tokenizer: Any, max_length: int) -> int:
+def longest(config: Any, tokenizer: Any, max_length: int) -> int:
     """The tokens that a conversation may have: as many as are asked for and can be held."""
-    held = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max_length
+    held = getattr(config.get_text_config(), "max_position_embeddings", None) or max_length
     return int(min(max_length, held, tokenizer.model_max_length))
-
-
-def batches(sequences: Collection[Tokens], size: int) -> Iterator[list[Tokens]]:
-    """The sequences in batches of like length, longest first; their own order changes nothing."""
-    order = sorted(sequences, key=lambda tokens: (-len(tokens), tokens))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
 
 
 def logits(model: Any, batch: Sequence[Tokens], padding: int | None) -> list[float]:

@@ -44,6 +44,38 @@ SetUp = Callable[[Place], Make]
 """Called once by every worker; with more than one process, what it holds must be picklable."""
 
 
+class Spread(Protocol):
+    """How a stage's helpers have rows made in parts, such as by ``Draft.in_parts``."""
+
+    def __call__(
+        self,
+        name: str,
+        rows: pa.Table,
+        set_up: SetUp,
+        schema: pa.Schema,
+        part_rows: int,
+        tell: Callable[[int], None],
+    ) -> pa.Table: ...
+
+
+def directly(
+    name: str,
+    rows: pa.Table,
+    set_up: SetUp,
+    schema: pa.Schema,
+    part_rows: int,
+    tell: Callable[[int], None],
+) -> pa.Table:
+    """All parts here, one after the other, and none kept on the way."""
+    make = set_up(Place())
+    made = []
+    for start in range(0, max(rows.num_rows, 1), part_rows):
+        part = rows.slice(start, part_rows)
+        made.append(make(part).select(schema.names).cast(schema))
+        tell(part.num_rows)
+    return pa.concat_tables(made)
+
+
 def at(make: Make) -> SetUp:
     """A maker that stands ready in this process."""
     return lambda place: make

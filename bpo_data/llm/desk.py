@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bpo_data import disk
+from bpo_data.engines import Spread, directly
 from bpo_data.errors import UserError, nearest, some
 from bpo_data.llm import ledger
 from bpo_data.llm.batch import complete_batch
@@ -69,6 +70,9 @@ class Desk:
 
     shown: Callable[[str], None] | None = None
     """Told now and then what is under way."""
+
+    spread: Spread = directly
+    """Has rows made in parts, for models that run in process."""
 
     retry: Sequence[str] = ()
     """States of replies to ask for again, a round for each mention."""

@@ -35,6 +35,7 @@ def together(config: Config) -> Iterator[str]:
     if config.allocate.kind == "ifd" and not config.gradients.unprompted:
         yield "allocate.kind=ifd compares with no prompt: set gradients.unprompted=true."
     yield from impossible_pairs(config)
+    yield from unknown_criteria(config)
     yield from impossible_rounds(config)
     yield from missing_columns(config)
     if config.sft.model:
@@ -58,6 +59,19 @@ def impossible_pairs(config: Config) -> Iterator[str]:
             f"score.kind={config.score.kind} has one of each response. Ask more often "
             f"(score.options.repeats), or several judges (score.kind=panel)."
         )
+
+
+def unknown_criteria(config: Config) -> Iterator[str]:
+    """Criteria to pair by that a rubric with named criteria is not asked for."""
+    asked = config.score.options.get("criteria")
+    if config.score.kind != "rubric" or not isinstance(asked, dict):
+        return
+    for name in config.pair.criteria:
+        if name not in asked:
+            yield (
+                f"pair.criteria.{name} is none of score.options.criteria.{nearest(name, asked)} "
+                f"There are {', '.join(asked)}."
+            )
 
 
 def impossible_rounds(config: Config) -> Iterator[str]:
@@ -92,7 +106,8 @@ def missing_columns(config: Config) -> Iterator[str]:
             f"train.weights={weights} is no column of the dataset.{nearest(weights, known)} "
             f"Use none, or one of {', '.join(sorted(known))}."
         )
-    if "smoothed" in losses and not config.score.repeated and not config.train.label_smoothing:
+    certain = config.score.repeated and not config.pair.criteria
+    if "smoothed" in losses and not certain and not config.train.label_smoothing:
         yield "train.loss=smoothed without judges' p_chosen: set train.label_smoothing above 0."
     if "inpo" in losses and "shift_chosen" not in known and not second_reference(config):
         yield (

@@ -66,7 +66,13 @@ def run(draft: Draft, config: EmbedConfig, runtime: Runtime, *, prompts: pa.Tabl
             "the source more prompts."
         )
     with draft.bar(len(texts), "vectors") as bar:
-        desk = Desk("embed", runtime, done=bar.update, shown=bar.set_postfix_str)
+        desk = Desk(
+            "embed",
+            runtime,
+            done=bar.update,
+            shown=bar.set_postfix_str,
+            spread=draft.in_parts,
+        )
         matrix = config.embedder()(list(texts.values()), config.seed, desk)
     desk.tell()
     draft.schema = columns(prompt_id=ID, embedding=vectors(matrix).type)

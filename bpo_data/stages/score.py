@@ -138,6 +138,7 @@ def run(
         desk = Desk(
             *("score", runtime, config.mode, bar.update),
             retry=config.retry,
+            spread=draft.in_parts,
             shown=bar.set_postfix_str,
         )
         judgement = judge(items, known, desk)

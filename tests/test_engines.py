@@ -1,0 +1,110 @@
+"""Engines: where parts are made changes nothing of what comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bpo_data.artifacts import Draft, cut
+from bpo_data.engines import Place, at, directly, engine_of
+from bpo_data.engines.cluster import shares
+from bpo_data.engines.local import Local
+from bpo_data.runtime import Runtime
+from bpo_data.tables import columns
+
+SCHEMA = columns(row_id=pa.string(), square=pa.int64())
+
+
+def numbers(count: int) -> pa.Table:
+    return pa.table({"row_id": [f"r{n:03d}" for n in range(count)], "n": range(count)})
+
+
+def squares(part: pa.Table) -> pa.Table:
+    return pa.table({"row_id": part["row_id"], "square": [n.as_py() ** 2 for n in part["n"]]})
+
+
+def draft_in(folder: Path) -> Draft:
+    folder.mkdir(exist_ok=True)
+    return Draft(folder, "squares", SCHEMA, {})
+
+
+@given(rows=st.integers(0, 40), part_rows=st.integers(1, 50))
+def test_parts_hold_every_row_once_in_order(rows, part_rows):
+    parts = cut(numbers(rows), "part", part_rows)
+    assert pa.concat_tables(part for _, part in parts) == numbers(rows)
+    assert len({name for name, _ in parts}) == len(parts) == max(1, -(-rows // part_rows))
+    assert sorted(name for name, _ in parts) == [name for name, _ in parts]
+
+
+def test_rows_made_in_parts_come_back_in_order_and_finished_parts_are_not_made_again(tmp_path):
+    told: list[int] = []
+    made: list[int] = []
+
+    def make(part: pa.Table) -> pa.Table:
+        if len(made) == 2:
+            raise RuntimeError("crash")
+        made.append(part.num_rows)
+        return squares(part)
+
+    def in_parts() -> pa.Table:
+        draft = draft_in(tmp_path / "draft")
+        return draft.in_parts("found", numbers(10), at(make), SCHEMA, 4, told.append)
+
+    with pytest.raises(RuntimeError) as caught:
+        in_parts()
+    assert caught.value.__notes__ == [
+        "It was making found-00002.parquet: 2 rows, row_id r008 to r009."
+    ]
+    made.clear()
+    told.clear()
+    found = in_parts()
+    assert (made, sum(told)) == ([2], 10)
+    assert found.equals(directly("found", numbers(10), at(squares), SCHEMA, 3, told.append))
+
+
+def test_what_has_nothing_missing_sets_nothing_up(tmp_path):
+    def never(place: Place) -> Any:
+        raise AssertionError("nothing is to be made")
+
+    draft = draft_in(tmp_path / "draft")
+    draft.map_parts(numbers(6), at(squares), 4)
+    again = draft_in(tmp_path / "draft")
+    again.map_parts(numbers(6), never, 4)
+    assert again.read() == draft.read()
+
+
+@pytest.mark.parametrize(
+    ("resources", "runtime", "count", "options"),
+    [
+        ({"CPU": 8.0}, Runtime(threads=2), 4, {"num_cpus": 2.0}),
+        ({"CPU": 8.0}, Runtime(processes=3), 3, {"num_cpus": 1.0}),
+        ({"CPU": 8.0, "GPU": 2.0}, Runtime(), 2, {"num_cpus": 1.0, "num_gpus": 1.0}),
+        ({"CPU": 8.0, "GPU": 2.0}, Runtime(processes=4), 4, {"num_cpus": 1.0, "num_gpus": 0.5}),
+        ({"CPU": 8.0, "GPU": 2.0}, Runtime(device="cpu"), 8, {"num_cpus": 1.0}),
+    ],
+)
+def test_workers_of_a_cluster_have_a_gpu_each_as_far_as_they_go_round(
+    resources, runtime, count, options
+):
+    assert shares(resources, runtime) == (count, options)
+
+
+def test_settings_of_engines_that_cannot_work_are_named():
+    assert isinstance(engine_of(Runtime()), Local)
+    problems = {
+        "runtime.engine=spark: choose local, processes, ray.": {"engine": "spark"},
+        "runtime.processes=4 wants runtime.engine=processes or ray": {"processes": 4},
+        "runtime.address=auto is of a Ray cluster": {"address": "auto"},
+        "runtime.lease=0: use seconds above 0.": {"lease": 0.0},
+        "runtime.device=spread has one model on all GPUs": {
+            "device": "spread", "engine": "processes",
+        },
+    }  # fmt: skip
+    for words, settings in problems.items():
+        (line,) = Runtime(**settings).problems()
+        assert line.startswith(words)
