@@ -35,6 +35,11 @@ class Runtime:
     """``auto`` (a GPU when torch sees one), ``cpu``, ``cuda``, or ``spread``: a policy too large
     for one GPU over all of them, block by block (to sample from and to measure, not to train)."""
 
+    mirror: str = ""
+    """A second place of finished artifacts that other machines see too, as an fsspec URL such as
+    ``s3://bucket/runs`` (the package of its protocol, here s3fs, is yours to install): what is
+    there is fetched in place of being made, and what is made is sent."""
+
     engine: str = "local"
     """Where the parts of a stage are made: ``local`` (in this process, one after the other),
     ``processes`` (several on this machine) or ``ray`` (a Ray cluster whose machines all see

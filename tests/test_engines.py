@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpo_data.artifacts import Draft, cut
@@ -33,6 +33,7 @@ def draft_in(folder: Path) -> Draft:
     return Draft(folder, "squares", SCHEMA, {})
 
 
+@settings(deadline=None)  # Arrow is loaded in the first of them
 @given(rows=st.integers(0, 40), part_rows=st.integers(1, 50))
 def test_parts_hold_every_row_once_in_order(rows, part_rows):
     parts = cut(numbers(rows), "part", part_rows)
@@ -105,6 +106,6 @@ def test_settings_of_engines_that_cannot_work_are_named():
             "device": "spread", "engine": "processes",
         },
     }  # fmt: skip
-    for words, settings in problems.items():
-        (line,) = Runtime(**settings).problems()
+    for words, given_settings in problems.items():
+        (line,) = Runtime(**given_settings).problems()
         assert line.startswith(words)

@@ -11,6 +11,7 @@ from bpo_data.budget import RUN
 from bpo_data.llm import ledger
 from bpo_data.llm.forecast import Forecast
 from bpo_data.llm.store import RequestStore
+from bpo_data.mirror import Mirror
 from bpo_data.pipelines import config as settings
 from bpo_data.pipelines import costs
 from bpo_data.pipelines.steps import Step, steps
@@ -28,6 +29,7 @@ class Command:
         self.config = asked.config
         self.runtime = asked.config.runtime
         self.shelf = Shelf(self.runtime.folder)
+        self.mirror = Mirror(self.runtime.mirror) if self.runtime.mirror else None
         self.steps = steps(asked.stages, asked.config)
         self.made: dict[str, Artifact] = {}
         """Artifacts by their step's key; those of a last round by their table too."""
@@ -70,7 +72,11 @@ class Command:
         names = {"prompts": "prompts", "selection": "selection"}
         if step:
             names["responses"] = step.inputs.get("responses", "responses")
-        return {name: self.made[key].table() for name, key in names.items() if key in self.made}
+        return {
+            name: self.made[key].table()
+            for name, key in names.items()
+            if key in self.made and self.made[key].folder.exists()
+        }
 
     def account(self) -> Iterator[tuple[str, ledger.Spent, ledger.Spent]]:
         """(account, what it came to, what of that is under way elsewhere or was cut off by a

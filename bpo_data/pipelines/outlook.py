@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 STATES = {
     "kept": "made, and its settings and inputs are the same",
+    "mirror": "kept in `runtime.mirror`, to be fetched",
     "to run": "not made with these settings and inputs",
     "begun": "an interrupted try left finished parts or a checkpoint",
     "making": "another process is making it",
@@ -78,7 +79,7 @@ def of_kept(shelf: Shelf, artifact: Artifact, step: Step, steps: Sequence[Step])
         name=step.name,
         round=step.round,
         state="kept",
-        why=str(artifact.facts.get("result", f"{artifact.rows:,} rows")),
+        why=outcome(artifact),
         after=direct(step, steps),
         rows=artifact.rows,
         seconds=manifest["seconds"],
@@ -87,6 +88,26 @@ def of_kept(shelf: Shelf, artifact: Artifact, step: Step, steps: Sequence[Step])
         made=manifest["made"],
         used=time.time() - shelf.last_used(artifact.folder),
         notes=list(artifact.facts.get("notes", [])),
+    )
+
+
+def outcome(artifact: Artifact) -> str:
+    """What came out, in a word or two."""
+    return str(artifact.facts.get("result", f"{artifact.rows:,} rows"))
+
+
+def of_mirror(artifact: Artifact, url: str, step: Step, steps: Sequence[Step]) -> Standing:
+    """A step that would be fetched; how long that takes is not known."""
+    return Standing(
+        stage=step.stage,
+        name=step.name,
+        round=step.round,
+        state="mirror",
+        why=f"{outcome(artifact)}  {url}/{artifact.folder.name}",
+        after=direct(step, steps),
+        rows=artifact.rows,
+        bytes=artifact.size,
+        made=artifact.manifest["made"],
     )
 
 
@@ -109,9 +130,14 @@ def expectation(known: Manifests, config: Config, step: Step, steps: Sequence[St
 
 def totals(standings: Sequence[Standing]) -> Iterator[str]:
     """What would run, in a sentence: stages, time and size as far as known."""
-    waiting = [one for one in standings if one.state != "kept"]
+    coming = [one for one in standings if one.state == "mirror"]
+    waiting = [one for one in standings if one.state not in ("kept", "mirror")]
+    if coming:
+        much = size(sum(one.bytes or 0 for one in coming))
+        yield f"{len(coming)} of {len(standings)} stages would be fetched, {much}."
     if not waiting:
-        yield f"Nothing to do: all {len(standings)} stages are kept."
+        if not coming:
+            yield f"Nothing to do: all {len(standings)} stages are kept."
         return
 
     known = [one for one in waiting if one.seconds is not None]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from bpo_data.artifacts import Artifact
 from bpo_data.llm.forecast import table
 from bpo_data.pipelines import costs, tree
 from bpo_data.pipelines.command import Command, account_line
 from bpo_data.pipelines.likeness import Manifests, all_manifests
-from bpo_data.pipelines.outlook import Standing, expectation, standing, totals
+from bpo_data.pipelines.outlook import Standing, expectation, of_mirror, standing, totals
 from bpo_data.pipelines.running import pushed
 from bpo_data.pipelines.saying import Voice
 from bpo_data.pipelines.steps import Step
@@ -28,6 +29,10 @@ def standing_of(command: Command, step: Step, known: Manifests) -> Standing:
         return expectation(known, command.config, step, command.steps)
     work = command.work(step)
     found = standing(command.shelf, work, command.config, known, step, command.steps)
+    if found.state != "kept" and command.mirror and (there := command.mirror.manifest(work.name)):
+        copy = Artifact(command.shelf.folder / work.name, there)
+        command.keep(step, copy)
+        return of_mirror(copy, command.mirror.url, step, command.steps)
     if found.state == "kept":
         artifact = command.shelf.find(work)
         assert artifact is not None, "it is kept"
@@ -42,11 +47,11 @@ def plan(command: Command, voice: Voice) -> None:
         voice.line(line)
     for line in totals(found):
         voice.line(line)
-    open_stages = [one.stage for one in found if one.state != "kept"]
+    open_stages = [one.stage for one in found if one.state not in ("kept", "mirror")]
     expected = [
         forecast
         for step, one in zip(command.steps, found, strict=True)
-        if one.state != "kept"
+        if one.state not in ("kept", "mirror")
         for forecast in command.expected(step)
     ]
     said = [

@@ -84,11 +84,15 @@ class Run(Command):
         if artifact is None:
             with self.shelf.held(work, waiting=lambda who: say(name, f"waiting: {who} makes it")):
                 artifact = self.shelf.find(work)  # whoever held it may have finished it
+                if artifact is None and self.mirror:
+                    artifact, verb = self.mirror.fetch(work.name, self.shelf.folder), "fetched"
                 if artifact is None:
                     self.check_ready(step)
                     say(name, f"running: {self.shelf.why(work)}")
                     artifact, verb = self.make(step, work), "made"
         self.keep(step, artifact)
+        if self.mirror and verb != "fetched":
+            self.mirror.send(artifact)
         if lock := self.shelf.use(artifact, self.words):
             self.using.enter_context(lock)
         self.voice.line(result_line(name, verb, artifact))
@@ -209,7 +213,7 @@ def located(step: Step, text: str) -> str:
 def result_line(name: str, verb: str, artifact: Artifact) -> str:
     seconds = artifact.manifest["seconds"]
     what = artifact.facts.get("result", f"{artifact.rows:,} rows")
-    return f"{name:<10} {verb}  {what:>22}  {seconds:>8,.1f} s  {artifact.folder}"
+    return f"{name:<10} {verb:<4}  {what:>22}  {seconds:>8,.1f} s  {artifact.folder}"
 
 
 def row_of(step: Step, verb: str, artifact: Artifact) -> dict[str, Any]:

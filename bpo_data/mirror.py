@@ -1,0 +1,128 @@
+"""Finished artifacts in a second place that several machines see: ``s3://``, ``gs://``, a share.
+
+An artifact's name says what is in it, so a copy is as good as the original: what is there is
+fetched in place of being made, and what is made is sent. A copy counts once its manifest is there,
+which is sent last, and every file is checked against it when it is fetched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from bpo_data import disk
+from bpo_data.artifacts import MANIFEST, Artifact
+from bpo_data.errors import UserError
+from bpo_data.shelf import PARTIAL
+
+SETTING = "runtime.mirror"
+
+
+class Mirror:
+    """A folder of artifacts at an fsspec URL."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    @cached_property
+    def system(self) -> tuple[Any, str]:
+        """(the file system, the folder on it). Raises UserError where the protocol is not known."""
+        import fsspec
+
+        try:
+            system, root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"{SETTING}={self.url} cannot be used: {error}") from error
+        return system, root.rstrip("/")
+
+    def manifest(self, name: str) -> dict[str, Any] | None:
+        """What the manifest of an artifact says; None where the mirror does not hold it.
+
+        Raises UserError where the mirror does not answer, or the manifest is none.
+        """
+        system, root = self.system
+        with answering(self.url):
+            try:
+                text = system.cat_file(f"{root}/{name}/{MANIFEST}")
+            except FileNotFoundError:
+                return None
+        try:
+            found = json.loads(text)
+            paths = [PurePosixPath(path) for path in found["files"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.url}/{name}/{MANIFEST} is no manifest. Remove that folder from the mirror."
+            ) from error
+        if any(path.is_absolute() or ".." in path.parts for path in paths):
+            raise UserError(
+                f"{self.url}/{name}/{MANIFEST} names files outside its folder. Somebody wrote it "
+                f"who is not bpo_data: do not use this mirror."
+            )
+        return dict(found)
+
+    def fetch(self, name: str, folder: Path) -> Artifact | None:
+        """Bring an artifact into the folder of artifacts; None where the mirror does not hold it.
+
+        Raises UserError where a file is not what the manifest says.
+        """
+        manifest = self.manifest(name)
+        if manifest is None:
+            return None
+        system, root = self.system
+        coming = folder / f"{name}{PARTIAL}"  # an interrupted try to make it has no more use
+        shutil.rmtree(coming, ignore_errors=True)
+        coming.mkdir(parents=True)
+        for file, written in manifest["files"].items():
+            path = coming / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with answering(self.url):
+                system.get_file(f"{root}/{name}/{file}", str(path))
+            if disk.sha256(path) != written["sha256"]:
+                shutil.rmtree(coming)
+                raise UserError(
+                    f"{self.url}/{name}/{file} is not what was sent (its sha256 differs from "
+                    f"{MANIFEST}). Remove {self.url}/{name} and run the same command again."
+                )
+            disk.sync_file(path)
+        disk.write_bytes(
+            json.dumps(manifest, indent=1, ensure_ascii=False).encode(), coming / MANIFEST
+        )
+        os.rename(coming, folder / name)
+        disk.sync_folder(folder)
+        return Artifact(folder / name, manifest)
+
+    def send(self, artifact: Artifact) -> bool:
+        """Copy a finished artifact there, its manifest last; False where it was there already."""
+        name = artifact.folder.name
+        if self.manifest(name) is not None:
+            return False
+        system, root = self.system
+        with answering(self.url):
+            for file in artifact.manifest["files"]:
+                place = f"{root}/{name}/{file}"
+                system.makedirs(place.rpartition("/")[0], exist_ok=True)
+                system.put_file(str(artifact.checked(file)), place)
+            text = (artifact.folder / MANIFEST).read_bytes()
+            system.pipe_file(f"{root}/{name}/{MANIFEST}", text)
+        return True
+
+
+@contextmanager
+def answering(url: str) -> Iterator[None]:
+    """Raises UserError for what goes wrong between here and the mirror."""
+    try:
+        yield
+    except (UserError, FileNotFoundError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{SETTING}={url} does not do what it is asked: {reason}. What is made is kept in "
+            f"runtime.folder; the same command goes on from here."
+        ) from error
