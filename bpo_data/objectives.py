@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,11 @@ WITH_DIVERGENCE = (
     *("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"),
 )
 """TRL's losses in which a divergence other than the reverse KL means something."""
+WITH_SMOOTHING = (
+    *("aot", "aot_unpaired"),
+    *(name for name, loss in LOSSES.items() if "label_smoothing" in loss.options),
+)
+"""The losses that look at ``train.label_smoothing``."""
 
 
 def names(config: Any) -> list[str]:
@@ -66,6 +72,8 @@ def problems(config: Any) -> Iterator[str]:
             f"train.loss_weights has {len(config.loss_weights)} numbers for {len(terms)} losses "
             f"in train.loss={config.loss}. Give one for each."
         )
+    elif not all(math.isfinite(share) and share >= 0 for share in config.loss_weights):
+        yield f"train.loss_weights={config.loss_weights}: a weight is a finite number of 0 or more."
     elif set(terms) <= set(NAMES) and len(set(terms)) == len(terms):
         yield from settled(config)
 
@@ -87,8 +95,13 @@ def settled(config: Any) -> Iterator[str]:
                 f"train.beta_rejected={config.beta_rejected} means nothing to {name}. "
                 f"It does to {able}."
             )
-    if "exo_pair" in theirs and config.label_smoothing == 0:
+    if "exo_pair" in names(config) and config.label_smoothing == 0:
         yield "train.loss=exo_pair takes a logarithm of train.label_smoothing: set it above 0."
+    if config.label_smoothing and not set(WITH_SMOOTHING) & set(names(config)):
+        yield (
+            f"train.label_smoothing={config.label_smoothing} means nothing to train.loss="
+            f"{config.loss}. It does to {', '.join(WITH_SMOOTHING)}."
+        )
     if any(loss.measures == LIST for loss in of(ours)):
         yield from with_lists(config, ours)
     yield from of_options(config, ours, theirs)
@@ -102,7 +115,7 @@ def of(ours: Mapping[str, float]) -> list[Any]:
 def with_lists(config: Any, ours: Mapping[str, float]) -> Iterator[str]:
     """What a loss of lists cannot be joined with."""
     for name, loss in zip(ours, of(ours), strict=False):
-        if loss.measures != LIST and not loss.of_pairs:
+        if loss.measures != LIST and (loss.may_have or not loss.of_pairs):
             yield f"train.loss={config.loss}: {name} needs columns of pairs, a list has none."
     if config.weights != "none":
         yield f"train.weights={config.weights} is of pairs: train.loss={config.loss} has lists."
@@ -135,8 +148,12 @@ def of_options(
     for loss in of(ours):
         given = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
         yield from loss.problems(given, "train")
-    if ours:
-        return
+    if not ours:
+        yield from of_variants(config, list(theirs))
+
+
+def of_variants(config: Any, theirs: list[str]) -> Iterator[str]:
+    """What is wrong with options of TRL's losses, each of them in range."""
     options = config.loss_options
     divergence = options.get("f_divergence_type", "reverse_kl")
     apart = [name for name in theirs if name not in WITH_DIVERGENCE]
@@ -144,8 +161,22 @@ def of_options(
         yield f"train.loss_options.f_divergence_type={divergence} means nothing to {apart[0]}."
     if options.get("use_weighting") and {"aot", "aot_unpaired"} & set(theirs):
         yield "train.loss_options.use_weighting has no use with aot, which sorts a batch."
+    alpha, moves = divergence == "alpha_divergence", options.get("sync_ref_model")
+    for name, used, by in (
+        ("discopop_tau", "discopop" in theirs, "loss=discopop"),
+        ("f_alpha_divergence_coef", alpha, "loss_options.f_divergence_type=alpha_divergence"),
+        ("ref_model_mixup_alpha", moves, "loss_options.sync_ref_model=true"),
+        ("ref_model_sync_steps", moves, "loss_options.sync_ref_model=true"),
+    ):
+        if name in options and not used:
+            yield f"train.loss_options.{name} has no use without train.{by}."
+    if "ld_alpha" in options and config.reference_from != "policy":
+        yield (
+            f"train.loss_options.ld_alpha weighs tokens, and train.reference_from="
+            f"{config.reference_from} has sums over them. Use train.reference_from=policy."
+        )
     kept = config.precompute_ref_log_probs or config.lora_rank or config.reference_from != "policy"
-    if options.get("sync_ref_model") and kept:
+    if moves and kept:
         yield (
             "train.loss_options.sync_ref_model moves a second model: leave out train.lora_rank, "
             "train.precompute_ref_log_probs and train.reference_from."

@@ -75,14 +75,10 @@ class Objective:
     def listed(self, ratios: Tensor, columns: Mapping[str, Tensor]) -> Tensor | float:
         """Mean loss of our terms on lists: c of each response, (n, k) in nats."""
         total: Tensor | float = 0.0
-        weight = columns.get(WEIGHT)
         for name, share in self.ours.items():
-            if LOSSES[name].measures != LIST:
-                continue
-            losses = LOSSES[name](
-                ratios, self.beta, scores=columns["scores"], present=columns["present"]
-            )
-            total = total + share * (losses if weight is None else weight * losses).mean()
+            if LOSSES[name].measures == LIST:
+                beside = {column: columns[column] for column in LOSSES[name].columns}
+                total = total + share * LOSSES[name](ratios, self.beta, **beside).mean()
         return total
 
 
@@ -124,10 +120,12 @@ class Trainer(DPOTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """TRL's loss, or the objective's with TRL's metrics. Raises FloatingPointError when the
-        objective's is not finite."""
+        """TRL's loss, or the objective's with TRL's metrics. Raises FloatingPointError where it is
+        not finite; without that, transformers logs it as 0 and trains on."""
         if self.objective is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            finite(found[0] if return_outputs else found)
+            return found
         own = {*self.objective.columns, *LISTED}
         columns = {name: value for name, value in inputs.items() if name in own}
         batch = {name: value for name, value in inputs.items() if name not in own}
@@ -149,8 +147,7 @@ class Trainer(DPOTrainer):
         if return_outputs:
             theirs, outputs = theirs
         loss = theirs + self.own_part(heard.outputs, batch, columns)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()}")
+        finite(loss)
         return (loss, outputs) if return_outputs else loss
 
     def trl_part(self, model: Any, inputs: Any, return_outputs: bool, items: Any) -> Any:
@@ -210,6 +207,12 @@ class Heard:
                 for name, value in self.outputs.items()
             }
         )
+
+
+def finite(loss: Tensor) -> None:
+    """Raise FloatingPointError where a loss is none."""
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss.item()}")
 
 
 def pair_rows(rows: int, pairs: int) -> Tensor:

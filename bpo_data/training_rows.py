@@ -46,9 +46,10 @@ def columns_for(
                 f"train.max_length cuts {cut:,} pairs. Raise it, or use policy."
             )
         return found | reference_columns(pairs, inputs)
-    moving = config.loss_options.get("sync_ref_model") or objectives.has_lists(config)
-    if set(pairs.column_names) >= REFERENCE and not cut and not moving:
-        found |= {name: numbers(pairs[name]) for name in sorted(REFERENCE)}
+    options = config.loss_options
+    apart = options.get("sync_ref_model") or "ld_alpha" in options or objectives.has_lists(config)
+    if set(pairs.column_names) >= REFERENCE and not cut and not apart:
+        found |= {name: finite(name, numbers(pairs[name])) for name in sorted(REFERENCE)}
     return found
 
 

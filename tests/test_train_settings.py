@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,18 @@ from bpo_data.stages.train import TrainConfig
         ({"loss": "nca_pair", "loss_options": {"f_divergence_type": "forward_kl"}}, "nothing to"),
         ({"loss": "aot", "loss_options": {"use_weighting": True}}, "no use with aot"),
         ({"lora_rank": 2, "loss_options": {"sync_ref_model": True}}, "moves a second model"),
+        ({"loss_options": {"ref_model_sync_steps": 2}}, "no use without train.loss_options.sync"),
+        ({"loss_options": {"discopop_tau": 1.0}}, "has no use without train.loss=discopop"),
+        ({"loss_options": {"f_alpha_divergence_coef": 0.5}}, "f_divergence_type=alpha_divergence"),
+        (
+            {"loss_options": {"ld_alpha": 0.5}, "reference_from": "gradients"},
+            "train.reference_from=gradients has sums over them",
+        ),
+        ({"loss": "lr", "label_smoothing": 0.1}, "label_smoothing=0.1 means nothing to train.loss"),
+        ({"loss": "exo_pair", "weights": "margin"}, "takes a logarithm of train.label_smoothing"),
+        ({"loss": "tpo+smoothed", "label_smoothing": 0.1}, "smoothed needs columns of pairs"),
+        ({"loss": "lr+sft", "loss_weights": [1.0, math.nan]}, "a weight is a finite number of 0"),
+        ({"loss": "lr", "loss_weights": [-1.0]}, "a weight is a finite number of 0"),
         ({"lora_alpha": 8.0}, "train.lora_alpha=8.0 has no use without train.lora_rank"),
         ({"quantize": "4bit"}, "train.quantize=4bit trains adapters"),
         ({"quantize": "8bit", "lora_rank": 1}, "train.quantize=8bit: choose none or 4bit"),
@@ -63,6 +76,8 @@ def test_what_no_stage_makes_is_missed_before_any_work(setting: str, problem: st
         read([setting])
     read(["train.loss=smoothed", "train.label_smoothing=0.1", "train.weights=usefulness"])
     read(["cluster.loss=sba", "cluster.loss_options.lam=0.5"])
+    read(["train.loss=cpo", "train.loss_options.average=yes"])
+    read(["train.loss=robust+sft", "train.label_smoothing=0.1"])
 
 
 def test_nobody_is_told_of_a_training_unless_asked(tmp_path: Path) -> None:

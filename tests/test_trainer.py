@@ -27,7 +27,7 @@ from preferring import (
 from bpo_data import stopping
 from bpo_data.errors import UserError
 from bpo_data.losses import LOSSES
-from bpo_data.objectives import NAMES, OF_TRL
+from bpo_data.objectives import NAMES, OF_TRL, WITH_SMOOTHING
 from bpo_data.policy import load_policy
 
 torch.set_num_threads(1)
@@ -97,7 +97,8 @@ def test_a_loss_of_trl_is_bit_for_bit_its_own_trainers(
 def test_a_loss_that_both_have_trains_alike_on_either_path(
     started: Path, tmp_path: Path, loss: str
 ) -> None:
-    settings = {"loss": loss, "steps": 3, "learning_rate": 1e-3, "label_smoothing": 0.1}
+    settings = {"loss": loss, "steps": 3, "learning_rate": 1e-3}
+    settings |= {"label_smoothing": 0.1} if loss in WITH_SMOOTHING else {}
     theirs = do_train(tmp_path / "theirs", started, **settings)
     table = dataset(ones=[1.0] * 8)
     ours = do_train(tmp_path / "ours", started, table, weights="ones", **settings)
@@ -309,7 +310,24 @@ def test_the_log_tells_the_chosen_against_the_reference_and_rings_when_they_fall
 def test_a_loss_without_end_is_a_user_error(started: Path, tmp_path: Path) -> None:
     far = dataset(ref_chosen_logps=[900.0] * 8, ref_rejected_logps=[-900.0] * 8)
     with pytest.raises(UserError, match=r"train: the loss is inf at update 1. Lower"):
-        do_train(tmp_path, started, far, loss="lsif")
+        do_train(tmp_path / "ours", started, far, loss="lsif")
+    farther = dataset(ref_chosen_logps=[1e30] * 8, ref_rejected_logps=[-1e30] * 8)
+    with pytest.raises(UserError, match=r"train: the loss is inf at update 1. Lower"):
+        do_train(tmp_path / "theirs", started, farther, loss="sppo_hard")
+
+
+def test_a_reference_in_the_dataset_is_whole_and_of_whole_responses(
+    started: Path, tmp_path: Path
+) -> None:
+    known = reference(started)
+    holes = dataset(**known | {"ref_chosen_logps": [math.nan] * 8})
+    with pytest.raises(UserError, match=r"column ref_chosen_logps of the dataset has empty"):
+        do_train(tmp_path / "holes", started, holes)
+    # ld_alpha counts the tokens past the shorter response less, on both sides of a log-ratio.
+    apart = do_train(
+        tmp_path / "apart", started, dataset(**known), steps=1, loss_options={"ld_alpha": 0.5}
+    )
+    assert losses(apart)[0] == pytest.approx(math.log(2), abs=1e-5)
 
 
 def test_an_automatic_dtype_is_what_the_machine_has(started: Path, tmp_path: Path) -> None:

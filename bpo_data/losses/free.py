@@ -70,16 +70,16 @@ def cpo(
     chosen_tokens: Tensor,
     rejected_tokens: Tensor,
     nll: float = 1.0,
-    average: str = "no",
+    average: bool = False,
 ) -> Tensor:
     """CPO (Xu et al. 2024, arXiv 2401.08417): softplus(-beta (log pi_w - log pi_l)) - nll a_w.
 
-    ``average=yes`` takes means per token in the contrast too. The paper's has sums, from memory.
+    ``average`` takes means per token in the contrast too. The paper's has sums, from memory.
     """
     from torch.nn.functional import softplus
 
     won = chosen / chosen_tokens
-    gap = won - rejected / rejected_tokens if average == "yes" else chosen - rejected
+    gap = won - rejected / rejected_tokens if average else chosen - rejected
     return softplus(-beta * gap) - nll * won
 
 
@@ -120,7 +120,7 @@ LOSSES = {
     "cpo": Loss(
         cpo,
         "CPO: Xu et al., arXiv 2401.08417, from memory",
-        {"nll": Range(0.0, 100.0), "average": Range(words=("yes", "no"))},
+        {"nll": Range(0.0, 100.0), "average": Range(words=(True, False))},
         measures=LOG_PROB,
         columns=TOKENS,
     ),
