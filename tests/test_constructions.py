@@ -107,6 +107,32 @@ def test_best_worst_is_every_extreme_pair_and_no_other(prompts, seed):
     assert not facts or facts["prompts_lost_to_kind"] == 0
 
 
+@settings(deadline=None, max_examples=20)  # the first call imports pyarrow.parquet
+@given(prompts=POOLS, seed=st.integers(0, 3), deviations=st.sampled_from([0.0, 2.0]))
+@pytest.mark.parametrize("kind", ["best_worst", "low"])
+def test_the_next_best_pair_stands_for_one_that_a_filter_leaves_out(
+    kind, prompts, seed, deviations
+):
+    rows, bound = answers(prompts), {"max_length_ratio": 2.0}
+    every, _ = drawn(rows, per_prompt=99, **bound)
+    options = {"deviations": deviations} if kind == "low" else {}
+    found, facts = drawn(rows, kind=kind, options=options, per_prompt=1, seed=seed, **bound)
+    assert not facts or facts["prompts_lost_to_kind"] == 0
+
+    def worth(row: dict[str, Any]) -> tuple[float, float]:
+        own = prompts[row["prompt_id"]]
+        target = statistics.mean(own) - deviations * statistics.pstdev(own)
+        points = row["score_chosen"]
+        return (row["margin"], points) if kind == "best_worst" else (
+            (points, -abs(row["score_rejected"] - target))
+        )  # fmt: skip
+
+    for name in prompts:
+        left, got = ([row for row in rows if row["prompt_id"] == name] for rows in (every, found))
+        assert len(got) == bool(left)
+        assert not left or worth(got[0]) == pytest.approx(max(map(worth, left)))
+
+
 @settings(deadline=None, max_examples=60)  # the first call imports pyarrow.parquet
 @given(prompts=POOLS)
 def test_adjacent_is_every_pair_with_no_points_in_between(prompts):
@@ -325,19 +351,19 @@ def test_a_filter_that_leaves_no_pair_names_itself(tmp_path):
     with pytest.raises(UserError, match=r"none of 1 pairs has two opinions.*max_uncertainty=0.2"):
         paired(tmp_path, rows, PairConfig(max_uncertainty=0.2))
     rows = answers({"p0": [1.0, 5.0, 9.0]})
-    for row, length in zip(rows, (1, 2, 9), strict=True):
+    for row, length in zip(rows, (1, 9, 2), strict=True):
         row["text"] = "x" * length
-    with pytest.raises(UserError, match=r"pair.kind=best_worst takes none of 1 pairs"):
-        paired(tmp_path, rows, PairConfig(kind="best_worst", max_length_ratio=2))
+    with pytest.raises(UserError, match=r"pair.kind=adjacent takes none of 1 pairs"):
+        paired(tmp_path, rows, PairConfig(kind="adjacent", max_length_ratio=2))
 
 
 def test_prompts_that_a_filter_or_a_kind_empties_are_counted_and_said(tmp_path):
     rows = answers({"p0": [1.0, 5.0, 9.0], "p1": [1.0, 2.0]})
-    for row, length in zip(rows, (1, 2, 9, 1, 1), strict=True):
+    for row, length in zip(rows, (1, 9, 2, 1, 1), strict=True):
         row["text"] = "xy"[row["number"] % 2] * length
-    draft = paired(tmp_path, rows, PairConfig(kind="best_worst", per_prompt=1, max_length_ratio=2))
+    draft = paired(tmp_path, rows, PairConfig(kind="adjacent", per_prompt=1, max_length_ratio=2))
     assert draft.facts["prompts_lost_to_kind"] == 1
-    assert any("none that pair.kind=best_worst takes" in note for note in draft.facts["notes"])
+    assert any("none that pair.kind=adjacent takes" in note for note in draft.facts["notes"])
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,11 @@ from bpo_data.evaluation.contest import longer
 from bpo_data.evaluation.divergence import divergence, ratio_by_prompt
 from bpo_data.evaluation.diversity import diversity
 from bpo_data.evaluation.lengths import FEWEST, length_controlled
-from bpo_data.evaluation.ranking import reference_ranking
+from bpo_data.evaluation.ranking import pair_accuracy, reference_ranking
 from bpo_data.generation import sample
 from bpo_data.pipelines import config as command_line
 from bpo_data.pipelines import costs
-from bpo_data.policy import Policy, prompt_tokens, save_policy
+from bpo_data.policy import Policy, encode, prompt_tokens, save_policy
 from bpo_data.report import evaluation
 from bpo_data.scratch import Scratch, make_policy
 from bpo_data.stages.evaluate import EvaluateConfig, outside
@@ -191,6 +191,35 @@ def test_the_reference_ranks_pairs_by_the_mean_over_tokens():
     assert found["kept"].mean == pytest.approx((0.75 + 0) / 2)
     assert found["held_out"].mean == pytest.approx(0.5)
     assert reference_ranking(dataset.slice(0, 1), pairs, gradients)["held_out"] is None
+
+
+def test_pairs_are_moved_the_right_way_as_log_ratios_say_and_a_policy_that_stood_still_by_half():
+    before, after = small(1), small(2)
+    rows = [("p", "ab", "cd"), ("p", "ef", "ab"), ("q", "cd cd", "a")]
+    dataset = pa.table(
+        {
+            "prompt": [[{"role": "user", "content": "ef"}]] * 3,
+            "prompt_id": [row[0] for row in rows],
+            "chosen": [[{"role": "assistant", "content": row[1]}] for row in rows],
+            "rejected": [[{"role": "assistant", "content": row[2]}] for row in rows],
+            "split": ["test"] * 3,
+        }
+    )
+
+    def log_prob(policy: Policy, text: str) -> float:
+        ids, said = encode(policy.tokenizer, [{"role": "user", "content": "ef"}], text)
+        with torch.no_grad():
+            logits = policy.model(torch.tensor([ids + said])).logits[0, len(ids) - 1 : -1]
+        return logits.log_softmax(-1).gather(1, torch.tensor(said)[:, None]).sum().item()
+
+    moved = [[log_prob(after, text) - log_prob(before, text) for text in row[1:]] for row in rows]
+    right = [float(chosen > rejected) for chosen, rejected in moved]
+    assert 0 < sum(right) < 3, "the test needs pairs of both kinds"
+    expected = np.mean([np.mean(right[:2]), right[2]])
+    assert pair_accuracy(before, after, dataset).mean == pytest.approx(expected)
+    assert pair_accuracy(before, before, dataset).mean == 0.5
+    kept = dataset.set_column(4, "split", pa.array(["train"] * 3))
+    assert pair_accuracy(before, after, kept) is None
 
 
 def test_an_opponent_that_is_not_there_is_named(tmp_path):

@@ -22,9 +22,9 @@ class Construction(Protocol):
     def __call__(self, pool: Pool, pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
         """The pairs that fit this construction, in the order in which they are taken.
 
-        ``pairs`` are those of one prompt that passed every filter; the first ``count`` are drawn,
-        and ``pair.match_length`` exchanges them for later ones. ``pool`` also holds responses
-        whose pairs were filtered out.
+        ``pairs`` are those of one prompt that passed every filter, at least one; the first
+        ``count`` are drawn, and ``pair.match_length`` exchanges them for later ones. ``pool`` also
+        holds responses whose pairs were filtered out.
         """
 
 
@@ -38,19 +38,17 @@ class Lot:
 class BestWorst:
     """The response with the most points above the one with the fewest; ties by lot.
 
-    Without ties that is one pair a prompt, and none where a filter leaves it out.
+    Where a filter has left that pair out, the one with the widest margin of those left stands for
+    it, of equal margins the one with the better chosen. Without ties that is one pair a prompt.
     """
 
     def __call__(self, pool: Pool, pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
-        best, worst = max(pool.values()), min(pool.values())
-        return by_lot(
-            (
-                pair
-                for pair in pairs
-                if pool[pair["chosen_id"]] == best and pool[pair["rejected_id"]] == worst
-            ),
-            seed,
-        )
+        def points(pair: Pair) -> tuple[float, float, float]:
+            chosen, rejected = pool[pair["chosen_id"]], pool[pair["rejected_id"]]
+            return chosen - rejected, chosen, -rejected
+
+        widest = max(map(points, pairs))
+        return by_lot((pair for pair in pairs if points(pair) == widest), seed)
 
 
 class Adjacent:
@@ -71,9 +69,10 @@ class Adjacent:
 class Low:
     """The response with the most points above the one nearest to mu - ``deviations`` sigma.
 
-    mu and sigma are the mean and the population's standard deviation of the prompt's points.
-    Further pairs have the next nearest rejected; ties by lot. Xiao et al. 2025, "Finding the Sweet
-    Spot" (arXiv 2502.16825): better than the very worst response when many are sampled.
+    Where filters leave it in no pair, the response with the most points of those left. mu and sigma
+    are the mean and the population's standard deviation of the prompt's points. Further pairs have
+    the next nearest rejected; ties by lot. Xiao et al. 2025, "Finding the Sweet Spot" (arXiv
+    2502.16825): better than the very worst response when many are sampled.
     """
 
     def __init__(self, deviations: float = 2.0) -> None:
@@ -84,7 +83,7 @@ class Low:
     def __call__(self, pool: Pool, pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
         points = sorted(pool.values())
         target = statistics.fmean(points) - self.deviations * statistics.pstdev(points)
-        best = points[-1]
+        best = max(pool[pair["chosen_id"]] for pair in pairs)
         found = by_lot((pair for pair in pairs if pool[pair["chosen_id"]] == best), seed)
         return sorted(found, key=lambda pair: abs(pool[pair["rejected_id"]] - target))
 

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 def pair_accuracy(sft: Policy, trained: Policy, dataset: pa.Table) -> Estimate | None:
     """Share of held-out pairs in which training moved the chosen response up against the rejected.
 
-    That is DPO's implicit reward accuracy: log-ratio to the SFT policy, chosen above rejected.
+    That is DPO's implicit reward accuracy: log-ratio to the SFT policy, chosen above rejected; a
+    tie counts half, so that a policy that learnt nothing has 0.5.
     """
+    import numpy as np
+
     from bpo_data.likelihood import log_probs
 
     rows = dataset.filter(pc.equal(dataset["split"], "test")).to_pylist()
@@ -28,7 +31,7 @@ def pair_accuracy(sft: Policy, trained: Policy, dataset: pa.Table) -> Estimate |
     for side in ("chosen", "rejected"):
         conversations = [(row["prompt"], row[side][0]["content"]) for row in rows]
         ratio[side] = log_probs(trained, conversations) - log_probs(sft, conversations)
-    right = (ratio["chosen"] > ratio["rejected"]).astype(float)
+    right = (np.sign(ratio["chosen"] - ratio["rejected"]) + 1) / 2
     return share_by_prompt(
         (row["prompt_id"], float(value)) for row, value in zip(rows, right, strict=True)
     )

@@ -27,7 +27,7 @@ from bpo_data.stages.score import ScoreConfig, items_of, model_digests
 from bpo_data.tables import ID, columns, lot, maybe
 from bpo_data.work import HOW
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass
@@ -54,7 +54,8 @@ class EvaluateConfig:
 
     against: str = ""
     """An earlier run's ``train-...`` folder, whose policy takes the SFT policy's seat; empty is the
-    SFT policy of this run."""
+    SFT policy of this run. The prompts are held out from that run too if it read the same ones with
+    the same ``load.test_share`` and ``load.seed``; nothing checks that."""
 
     kl: bool = True
     """Measure how far the trained policy has moved from the SFT policy, on its own samples."""

@@ -25,7 +25,7 @@ from bpo_data.runtime import Runtime
 from bpo_data.stages.augment import AugmentConfig, author
 from bpo_data.tables import ID, columns, maybe
 
-VERSION = 2
+VERSION = 3
 AUTHORS = ("all", "policy", "source")
 
 
