@@ -101,6 +101,13 @@ def test_beyond_the_clip_there_is_no_gradient_at_all(name):
     assert slope(name, edge + 1e-6, clip=0.001) < 0
 
 
+@pytest.mark.parametrize("tau", [0.05, 0.1, 0.5, 2.0])
+def test_discopop_pushes_the_wrong_way_at_the_reference_below_a_tau_of_a_tenth(tau):
+    expected = (1 - math.log(2)) / (4 * tau) - 0.75
+    assert slope("discopop", 0.0, discopop_tau=tau) == pytest.approx(expected)
+    assert (expected > 0) == (tau <= 0.1)
+
+
 def test_a_mix_of_sba_and_lr_is_their_weighted_sum():
     both = 0.3 * of("sba", clip=0.0) + 0.7 * of("lr")
     torch.testing.assert_close(of("sba", mix=0.3, clip=0.0), both)

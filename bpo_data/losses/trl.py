@@ -120,8 +120,9 @@ def discopop(
 ) -> Tensor:
     """DiscoPOP (Lu et al. 2024, arXiv 2406.08414, equation 5) as TRL has it.
 
-    ``(1 - w) softplus(-m) + w exp(-m)`` with w = sigmoid(m / tau). It has a hollow left of 0, so a
-    pair may settle on the wrong side.
+    ``(1 - w) softplus(-m) + w exp(-m)`` with w = sigmoid(m / tau). With a tau below 0.102 it has a
+    hollow left of 0 and pushes a pair at the reference that way: the slope at m = 0 is
+    (1 - log 2)/(4 tau) - 3/4.
     """
     from torch.nn.functional import softplus
 
