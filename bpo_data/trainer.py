@@ -169,6 +169,7 @@ class Trainer(DPOTrainer):
         loss: Tensor | float = 0.0
         pairs = slice(None)
         if "listed" in columns:
+            columns["means"] = (log_probs / tokens)[columns["listed"]]
             loss = self.objective.listed((log_probs - before)[columns["listed"]], columns)
             pairs = slice(0, len(columns["listed"]))
         now, then, lengths = (one.view(2, -1)[:, pairs] for one in (log_probs, before, tokens))

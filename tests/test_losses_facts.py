@@ -170,6 +170,28 @@ def test_dpop_is_dpo_while_the_chosen_stands_and_pulls_it_up_when_it_falls():
     assert fallen[0][0] / fallen[1][0] == pytest.approx(-51)
 
 
+def test_the_value_that_vpo_regularises_is_minus_beta_times_the_mean_of_c():
+    # J(r) = beta log of the reference's mean of exp(r / beta), the best that r allows with a KL.
+    generator = torch.Generator().manual_seed(0)
+    policy, ref, calibrating = torch.rand(3, 5, generator=generator, dtype=torch.float64)
+    policy, ref, calibrating = (one / one.sum() for one in (policy, ref, calibrating))
+    beta, c = 0.3, (policy / ref).log()
+    reward = beta * c - (calibrating * beta * c).sum()
+    value = beta * (ref * (reward / beta).exp()).sum().log()
+    torch.testing.assert_close(value, -beta * (calibrating * c).sum())
+
+
+def test_vpo_is_dpo_with_its_value_as_a_penalty():
+    chosen, rejected = np.array([0.7, -1.0]), np.array([0.2, 3.0])
+    dpo = coefficients("sigmoid", chosen, rejected, 0.2)
+    for alpha in (0.5, -0.5):
+        for calibration, shares in (("chosen", (1.0, 0.0)), ("both", (0.5, 0.5))):
+            options = {"alpha": alpha, "calibration": calibration}
+            found = coefficients("vpo", chosen, rejected, 0.2, options=options)
+            for side, plain, share in zip(found, dpo, shares, strict=True):
+                assert side == pytest.approx(plain - alpha * 0.2 * share)
+
+
 def test_labels_of_each_pair_weigh_both_ways():
     margins, p = torch.tensor([0.7, -1.2]), torch.tensor([1.0, 0.3])
     found = of_pairs(LOSSES["smoothed"], margins, margins * 0, 1.0, columns={"p_chosen": p})
@@ -304,15 +326,23 @@ def listed(name: str, ratios: list[float], scores: list[float], holes: int = 0) 
     row = torch.tensor([ratios + [7.0] * holes], dtype=torch.float64)
     points = torch.tensor([scores + [99.0] * holes], dtype=torch.float64)
     present = torch.tensor([[True] * len(ratios) + [False] * holes])
-    return LOSSES[name](row, 0.5, scores=points, present=present).item()
+    return of_list(name, row, points, present).item()
+
+
+def of_list(
+    name: str, row: torch.Tensor, points: torch.Tensor, present: torch.Tensor
+) -> torch.Tensor:
+    """The loss at a beta of 0.5; of one without a reference the row is log pi per token."""
+    beside = {"scores": points, "present": present, "means": row}
+    return LOSSES[name](row, 0.5, **{column: beside[column] for column in LOSSES[name].columns})
 
 
 @pytest.mark.parametrize("name", [n for n, loss in LOSSES.items() if loss.measures == LIST])
 class TestLists:
     def test_a_list_of_two_is_dpo(self, name):
         pair = of("sigmoid", torch.tensor([1.3], dtype=torch.float64), 0.5).item()
-        assert listed(name, [2.0, 0.7], [9.0, 1.0]) == pytest.approx(pair)
-        assert listed(name, [0.7, 2.0], [1.0, 9.0]) == pytest.approx(pair)
+        assert listed(name, [2.0, 0.7], [9.0, 8.0]) == pytest.approx(pair)
+        assert listed(name, [0.7, 2.0], [8.0, 9.0]) == pytest.approx(pair)
 
     def test_empty_places_and_the_order_of_a_list_change_nothing(self, name):
         ratios, scores = [0.2, -1.0, 0.9], [3.0, 1.0, 2.0]
@@ -326,7 +356,7 @@ class TestLists:
         row = torch.tensor([[0.2, -1.0, 5.0]], requires_grad=True)
         scores = torch.tensor([[3.0, 1.0, 2.0]])
         present = torch.tensor([[True, True, False]])
-        LOSSES[name](row, 0.5, scores=scores, present=present).sum().backward()
+        of_list(name, row, scores, present).sum().backward()
         assert row.grad is not None
         assert row.grad[0, 2] == 0
         assert row.grad[0, 0] < 0 < row.grad[0, 1]
@@ -346,6 +376,19 @@ def test_plackett_luce_is_the_chance_of_drawing_the_ranking():
     weight = [math.exp(0.5 * one) for one in ratios]
     chance = weight[2] / sum(weight) * weight[0] / (weight[0] + weight[1])
     assert listed("plackett_luce", ratios, [2.0, 1.0, 3.0]) == pytest.approx(-math.log(chance))
+
+
+def test_pro_is_the_sum_over_ranks_of_the_released_code():
+    means, points, beta = [-0.4, -1.5, -0.7, -2.0], [9.0, 6.0, 2.5, 2.5], 0.5
+    expected = 0.0
+    for rank in range(3):
+        gaps = [beta * (points[rank] - other) for other in points[rank + 1 :]]
+        own = max(gaps) * means[rank]
+        rest = [gap * mean for gap, mean in zip(gaps, means[rank + 1 :], strict=True)]
+        expected += math.log(math.exp(own) + sum(map(math.exp, rest))) - own
+    order = [2, 0, 3, 1]
+    found = listed("pro", [means[n] for n in order], [points[n] for n in order], holes=1)
+    assert found == pytest.approx(expected)
 
 
 def test_exchanges_at_the_top_of_a_list_weigh_most():

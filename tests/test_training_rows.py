@@ -13,6 +13,7 @@ from preferring import (
     asked,
     dataset,
     do_train,
+    log_prob,
     losses,
     make_started,
     pairs_table,
@@ -44,10 +45,18 @@ def test_a_list_holds_every_response_of_its_prompts_pairs(
     assert rows[0]["list_scores"] == [9.0, 4.0, 3.0]
     assert rows[0]["chosen"] == said(text_of(0, 0))
     assert rows[0]["rejected"] == said(text_of(0, 2))
-    zero = torch.zeros(1, 3)
-    expected = LOSSES[loss](
-        zero, 0.1, scores=torch.tensor([[9.0, 4.0, 3.0]]), present=torch.ones(1, 3) > 0
-    )
+    means = [
+        [log_prob(started, n, text_of(n, place)) / len(rows[n]["list_ids"][place])
+         for place in range(3)]
+        for n in range(4)
+    ]  # fmt: skip
+    beside = {
+        "scores": torch.tensor([[9.0, 4.0, 3.0]] * 4),
+        "present": torch.ones(4, 3) > 0,
+        "means": torch.tensor(means),
+    }
+    columns = {name: beside[name] for name in LOSSES[loss].columns}
+    expected = LOSSES[loss](torch.zeros(4, 3), 0.1, **columns).mean()
     assert losses(draft)[0] == pytest.approx(expected.item(), rel=1e-5)
 
 

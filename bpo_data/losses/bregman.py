@@ -74,7 +74,7 @@ def sba(
     """Scaled: R^(lam+1)/(s (lam+1)) - (R^(-lam) - 1)/(s lam).
 
     Its slope at m = 0 is -2/s for any lam. With lam = -1/2 and s = 4 it is exp(-m/2) - 1/2. ``mix``
-    is the share a of a*sba + (1-a)*lr.
+    is the share a of a*sba + (1-a)*lr, both with the clip.
     """
     from torch.nn.functional import softplus
 

@@ -22,6 +22,11 @@ TOKENS = ("chosen_tokens", "rejected_tokens")
 """Columns of the responses' lengths in tokens, the end token included."""
 
 
+def per_token(log_prob: Tensor, tokens: Tensor) -> Tensor:
+    """Means over a response's tokens, (n,) in nats; of none it is 0."""
+    return log_prob / tokens.clamp(min=1)
+
+
 @dataclass(frozen=True)
 class Range:
     """The values that an option may take: numbers from ``low`` to ``high``, or ``words``."""

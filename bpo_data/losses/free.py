@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bpo_data.losses.entry import LOG_PROB, TOKENS, Loss, Range
+from bpo_data.losses.entry import LOG_PROB, TOKENS, Loss, Range, per_token
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,8 @@ def simpo(
     """
     from torch.nn.functional import softplus
 
-    return softplus(gamma - beta * (chosen / chosen_tokens - rejected / rejected_tokens))
+    gap = per_token(chosen, chosen_tokens) - per_token(rejected, rejected_tokens)
+    return softplus(gamma - beta * gap)
 
 
 def orpo(
@@ -58,7 +59,7 @@ def orpo(
     """
     from torch.nn.functional import softplus
 
-    won, lost = chosen / chosen_tokens, rejected / rejected_tokens
+    won, lost = per_token(chosen, chosen_tokens), per_token(rejected, rejected_tokens)
     return -won + beta * softplus(log_odds(lost) - log_odds(won))
 
 
@@ -78,8 +79,8 @@ def cpo(
     """
     from torch.nn.functional import softplus
 
-    won = chosen / chosen_tokens
-    gap = won - rejected / rejected_tokens if average else chosen - rejected
+    won = per_token(chosen, chosen_tokens)
+    gap = won - per_token(rejected, rejected_tokens) if average else chosen - rejected
     return softplus(-beta * gap) - nll * won
 
 
@@ -99,7 +100,7 @@ def asft(
     """
     from torch.nn.functional import softplus
 
-    won, lost = chosen / chosen_tokens, rejected / rejected_tokens
+    won, lost = per_token(chosen, chosen_tokens), per_token(rejected, rejected_tokens)
     return -won + beta * (softplus(-log_odds(won)) + softplus(log_odds(lost)))
 
 

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def log_label(label_smoothing: float) -> tuple[float, float]:
+    """log(1 - e, e): what a share e of pairs the wrong way round makes of a preference."""
+    return math.log1p(-label_smoothing), math.log(label_smoothing)
+
+
 def smoothed(
     chosen: Tensor,
     rejected: Tensor,
@@ -42,8 +47,7 @@ def jeffreys(
     from torch.nn.functional import logsigmoid
 
     margin = beta * (chosen - rejected)
-    q = [logsigmoid(margin), logsigmoid(-margin)]
-    p = [math.log1p(-label_smoothing), math.log(label_smoothing)]
+    q, p = [logsigmoid(margin), logsigmoid(-margin)], log_label(label_smoothing)
     one, other = ((a.exp() - math.exp(b)) * (a - b) for a, b in zip(q, p, strict=True))
     return one + other
 
@@ -57,8 +61,7 @@ def js(chosen: Tensor, rejected: Tensor, beta: float, *, label_smoothing: float 
     from torch.nn.functional import logsigmoid
 
     margin = beta * (chosen - rejected)
-    q = [logsigmoid(margin), logsigmoid(-margin)]
-    p = [math.log1p(-label_smoothing), math.log(label_smoothing)]
+    q, p = [logsigmoid(margin), logsigmoid(-margin)], log_label(label_smoothing)
     found = 0 * margin
     for a, b in zip(q, p, strict=True):
         middle = ((a.exp() + math.exp(b)) / 2).log()

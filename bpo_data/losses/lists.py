@@ -1,7 +1,8 @@
 """Losses of a prompt's whole list of scored responses.
 
 ``ratios`` is c of n prompts with up to k responses, (n, k) in nats; ``scores`` are the judge's
-points, (n, k); ``present`` says which places of a list hold a response, bool (n, k).
+points, (n, k); ``present`` says which places of a list hold a response, bool (n, k); ``means`` are
+log pi of each response per token, (n, k) in nats.
 """
 
 from __future__ import annotations
@@ -57,6 +58,28 @@ def plackett_luce(ratios: Tensor, beta: float, *, scores: Tensor, present: Tenso
     return (left - reward).masked_fill(~there, 0.0).sum(dim=1)
 
 
+def pro(ratios: Tensor, beta: float, *, scores: Tensor, present: Tensor, means: Tensor) -> Tensor:
+    """Preference ranking optimisation (Song et al. 2023, arXiv 2306.17492): (n,), no reference.
+
+    Of each response but the worst, minus the log of its share among itself and all that follow it
+    by score, in exp(T a), a its log pi per token. T is ``beta`` times the gap of scores to the one
+    that follows, its own T the largest of these. So has the released code, with rewards for scores
+    and a beta of 1. Its term of likelihood is ``+sft`` in a sum; there it is -log pi of the best,
+    summed over tokens, times a weight and (k - 1)^2.
+    """
+    import torch
+
+    order = scores.masked_fill(~present, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    points, average, there = (one.gather(1, order) for one in (scores, means, present))
+    places = torch.arange(points.shape[1], device=points.device)
+    after = (places[None, :] > places[:, None]) & there[:, None, :]
+    gaps = (beta * (points[:, :, None] - points[:, None, :])).masked_fill(~after, 0.0)
+    own = gaps.amax(dim=2) * average
+    theirs = (gaps * average[:, None, :]).masked_fill(~after, -1e30)
+    left = torch.cat([own[:, :, None], theirs], dim=2).logsumexp(dim=2)
+    return (left - own).masked_fill(~after.any(dim=2), 0.0).sum(dim=1)
+
+
 COLUMNS = ("scores", "present")
 LOSSES = {
     "tpo": Loss(
@@ -70,5 +93,11 @@ LOSSES = {
         "DPO for rankings: Rafailov et al., arXiv 2305.18290, appendix A.3",
         measures=LIST,
         columns=COLUMNS,
+    ),
+    "pro": Loss(
+        pro,
+        "PRO: Song et al., arXiv 2306.17492; formula of the released code",
+        measures=LIST,
+        columns=(*COLUMNS, "means"),
     ),
 }

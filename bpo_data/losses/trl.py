@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from bpo_data.losses.entry import TOKENS, Loss, Range
+from bpo_data.losses.entry import TOKENS, Loss, Range, per_token
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +71,7 @@ def ipo(
     Of the paper is (c_w - c_l - 1/(2 beta))^2; TRL divides each c by its response's tokens, and
     says that the authors did so for their results.
     """
-    gap = chosen / chosen_tokens.clamp(min=1) - rejected / rejected_tokens.clamp(min=1)
+    gap = per_token(chosen, chosen_tokens) - per_token(rejected, rejected_tokens)
     return (gap - 0.5 / beta) ** 2
 
 
@@ -84,7 +84,7 @@ def sigmoid_norm(
     rejected_tokens: Tensor,
 ) -> Tensor:
     """DPO on log-ratios per token, as TRL has it."""
-    gap = chosen / chosen_tokens.clamp(min=1) - rejected / rejected_tokens.clamp(min=1)
+    gap = per_token(chosen, chosen_tokens) - per_token(rejected, rejected_tokens)
     return sigmoid(gap, gap * 0, beta)
 
 
