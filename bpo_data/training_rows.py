@@ -132,8 +132,7 @@ def made(name: str, pairs: pa.Table, inputs: Mapping[str, Artifact]) -> np.ndarr
         table = measured(inputs["gradients"], ids_of(side, pairs, inputs))
         return numbers(table["reference_log_prob"]) - numbers(table["log_prob"])
     raise UserError(
-        f"train.loss needs the column {name}, which the dataset does not have. "
-        f"{MADE_BY.get(kind, 'Add it to the pairs.')}"
+        f"train.loss needs the column {name}, which the dataset does not have. {MADE_BY[kind]}"
     )
 
 
