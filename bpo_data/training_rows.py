@@ -190,10 +190,15 @@ def weights_of(setting: str, pairs: pa.Table, inputs: Mapping[str, Artifact]) ->
 
 
 def reference_columns(pairs: pa.Table, inputs: Mapping[str, Artifact]) -> dict[str, np.ndarray]:
-    """log ref of both sides in nats, as the gradients stage measured it at the same policy."""
+    """log ref of both sides in nats, as the gradients stage measured it.
+
+    That is at the policy that is trained, or at the reference that an online round brings. Raises
+    UserError where it was not measured.
+    """
+    name = "reference_log_prob" if "reference" in inputs else "log_prob"
     return {
-        f"ref_{side}_logps": numbers(
-            measured(inputs["gradients"], ids_of(side, pairs, inputs))["log_prob"]
+        f"ref_{side}_logps": finite(
+            name, numbers(measured(inputs["gradients"], ids_of(side, pairs, inputs))[name])
         )
         for side in SIDES
     }

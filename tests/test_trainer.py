@@ -25,6 +25,7 @@ from preferring import (
 )
 
 from bpo_data import stopping
+from bpo_data.artifacts import Artifact
 from bpo_data.errors import UserError
 from bpo_data.losses import LOSSES
 from bpo_data.objectives import NAMES, OF_TRL, WITH_SMOOTHING
@@ -123,6 +124,7 @@ def test_accumulated_passes_learn_what_one_pass_learns(started: Path, tmp_path: 
 
 
 def reference(started: Path) -> dict[str, list[float]]:
+    """What a policy says of the chosen and the rejected responses, as columns of a dataset."""
     rows = [(number, place) for number in range(4) for place in (1, 2)]
     return {
         "ref_chosen_logps": [log_prob(started, n, text_of(n, 0)) for n, _ in rows],
@@ -143,19 +145,7 @@ def test_a_reference_from_columns_is_worth_one_that_runs(
     assert losses(columns) == pytest.approx(losses(runs), abs=1e-5)
     assert losses(once) == pytest.approx(losses(runs), abs=1e-5)
 
-    measured = {
-        f"p{number}/{place:02d}": log_prob(started, number, text_of(number, place))
-        for number in range(4)
-        for place in range(3)
-    }
-    gradients = pa.table(
-        {
-            "response_id": list(measured),
-            "log_prob": list(measured.values()),
-            "reference_log_prob": list(measured.values()),
-        }
-    )
-    inputs = {"pairs": Table(pairs_table()), "gradients": Table(gradients, reference="")}
+    inputs = {"pairs": Table(pairs_table()), "gradients": said_by(started, started)}
     table = do_train(
         tmp_path / "table", started, inputs=inputs, reference_from="gradients", **settings
     )
@@ -167,6 +157,31 @@ def test_a_reference_from_columns_is_worth_one_that_runs(
             reference_from="gradients",
             max_length=10,
         )
+
+
+def said_by(policy: Path, other: Path) -> Table:
+    """The gradients stage's log-probabilities of all responses, without the gradients."""
+    places = [(number, place) for number in range(4) for place in range(3)]
+    measured = {
+        name: [log_prob(folder, number, text_of(number, place)) for number, place in places]
+        for name, folder in (("log_prob", policy), ("reference_log_prob", other))
+    }
+    ids = [f"p{number}/{place:02d}" for number, place in places]
+    return Table(pa.table({"response_id": ids, **measured}), reference="")
+
+
+def test_a_rounds_own_reference_is_taken_from_the_gradients_table_too(
+    started: Path, five_updates: Path, tmp_path: Path
+) -> None:
+    settings = {"loss": "lr", "steps": 2}
+    own = {"reference": Artifact(five_updates, {})}
+    runs = do_train(tmp_path / "runs", started, inputs=own, **settings)
+    tables = own | {"pairs": Table(pairs_table()), "gradients": said_by(started, five_updates)}
+    table = do_train(
+        tmp_path / "table", started, inputs=tables, reference_from="gradients", **settings
+    )
+    assert losses(table) == pytest.approx(losses(runs), abs=1e-5)
+    assert losses(runs)[0] != pytest.approx(math.log(2), abs=1e-2)
 
 
 def refuse_to_copy(monkeypatch: pytest.MonkeyPatch) -> None:
