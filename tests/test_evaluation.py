@@ -77,6 +77,18 @@ def test_prompts_count_equally_at_equal_length_too():
     assert length_controlled(rows).mean == pytest.approx(0.5, abs=1e-4)
 
 
+def test_the_interval_at_equal_length_is_that_of_a_mean_where_no_length_differs():
+    drawn = np.random.default_rng(3)
+    rows = [
+        (f"p{n}", float(drawn.random() < rate), 0.0)
+        for n, rate in enumerate(drawn.beta(2, 1, 200))
+        for _ in range(1 + n % 3)
+    ]
+    found, plain = length_controlled(rows), share_by_prompt(row[:2] for row in rows)
+    assert found.mean == pytest.approx(plain.mean)
+    assert (found.low, found.high) == pytest.approx((plain.low, plain.high), abs=0.015)
+
+
 def test_the_rate_at_equal_length_is_that_of_the_documented_likelihood():
     worth, by = np.array([1, 1, 0.5, 0, 1, 0.5]), np.array([30.0, -4.0, 9.0, -20.0, 2.0, 0.0])
 
