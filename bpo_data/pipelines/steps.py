@@ -103,7 +103,8 @@ class Rounds:
         self.settings = config.rounds
         two = "inpo" in config.train.loss.split("+")
         self.compared = ("gradients",) if two else ("gradients", "train")
-        """Stages that are given the reference: a loss with two has it from the gradients stage."""
+        """Stages that are given the reference: a loss with two has it from the gradients stage, and
+        whatever it is joined with compares with the round's policy."""
         self.always = two
 
     def policy(self, number: int) -> str:
