@@ -22,6 +22,8 @@ from bpo_data.errors import UserError
 from bpo_data.shelf import PARTIAL
 
 SETTING = "runtime.mirror"
+BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
+"""Protocols of object stores."""
 
 
 class Mirror:
@@ -106,11 +108,20 @@ class Mirror:
         with answering(self.url):
             for file in artifact.manifest["files"]:
                 place = f"{root}/{name}/{file}"
-                system.makedirs(place.rpartition("/")[0], exist_ok=True)
+                if not BUCKETS & protocols(
+                    system
+                ):  # which have no folders, and are not ours to make
+                    system.makedirs(place.rpartition("/")[0], exist_ok=True)
                 system.put_file(str(artifact.checked(file)), place)
             text = (artifact.folder / MANIFEST).read_bytes()
             system.pipe_file(f"{root}/{name}/{MANIFEST}", text)
         return True
+
+
+def protocols(system: Any) -> set[str]:
+    """The names that a file system goes by."""
+    named = system.protocol
+    return {named} if isinstance(named, str) else set(named)
 
 
 @contextmanager
