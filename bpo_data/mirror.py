@@ -129,7 +129,7 @@ def answering(url: str) -> Iterator[None]:
     """Raises UserError for what goes wrong between here and the mirror."""
     try:
         yield
-    except (UserError, FileNotFoundError):
+    except UserError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__

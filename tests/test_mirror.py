@@ -128,3 +128,14 @@ def test_a_second_machine_makes_nothing(tmp_path, url, capsys):
     again.go()
     assert [row["verb"] for row in again.voice.answer["stages"]] == ["kept"] * 3
     assert len(system.ls(root)) == 3, "what is kept and not there is sent"
+
+
+def test_a_place_that_is_not_there_is_said_in_a_line(tmp_path, url, monkeypatch):
+    mirror = Mirror(url)
+
+    def gone(*_: object, **__: object) -> None:
+        raise FileNotFoundError("The specified bucket does not exist")
+
+    monkeypatch.setattr(type(mirror.system[0]), "put_file", gone)
+    with pytest.raises(UserError, match="does not do what it is asked: The specified bucket"):
+        mirror.send(make(tmp_path))
