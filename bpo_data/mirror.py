@@ -108,9 +108,7 @@ class Mirror:
         with answering(self.url):
             for file in artifact.manifest["files"]:
                 place = f"{root}/{name}/{file}"
-                if not BUCKETS & protocols(
-                    system
-                ):  # which have no folders, and are not ours to make
+                if has_folders(system):
                     system.makedirs(place.rpartition("/")[0], exist_ok=True)
                 system.put_file(str(artifact.checked(file)), place)
             text = (artifact.folder / MANIFEST).read_bytes()
@@ -118,10 +116,10 @@ class Mirror:
         return True
 
 
-def protocols(system: Any) -> set[str]:
-    """The names that a file system goes by."""
+def has_folders(system: Any) -> bool:
+    """Whether folders have to be made; in an object store that would make a bucket."""
     named = system.protocol
-    return {named} if isinstance(named, str) else set(named)
+    return not BUCKETS & ({named} if isinstance(named, str) else set(named))
 
 
 @contextmanager
