@@ -200,7 +200,7 @@ class Shelf:
         try:
             run(draft)
         except UserError:
-            shutil.rmtree(partial / RESUMED, ignore_errors=True)
+            drop_checkpoints(partial / RESUMED)
             keep_parts(partial, makes)
             if not any(partial.iterdir()):
                 partial.rmdir()
@@ -237,6 +237,13 @@ def keep_parts(partial: Path, makes: str) -> None:
             shutil.rmtree(path)
         elif not (path.name.startswith(f"{makes}-") and path.suffix == ".parquet"):
             path.unlink()
+
+
+def drop_checkpoints(resumed: Path) -> None:
+    """Clear what a stage that failed for good left to go on from, but for finished parts."""
+    for folder in [*resumed.glob("*"), resumed]:
+        if folder.is_dir() and not any(folder.rglob("*.parquet")):
+            shutil.rmtree(folder)
 
 
 def receipt(work: Work, draft: Draft, seconds: float) -> dict[str, Any]:

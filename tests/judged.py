@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from helpers import SHARED
 
+from bpo_data.artifacts import Artifact, Draft
 from bpo_data.components.judging import Item, Judge, Judgement
+from bpo_data.engines import at
 from bpo_data.llm.desk import Desk
 from bpo_data.runtime import Runtime
+from bpo_data.shelf import Shelf
+from bpo_data.work import Work
 
 PROMPT = ({"role": "user", "content": "say something"},)
 INJECTIONS = SHARED / "bad_inputs" / "44_injection_in_response.jsonl"
@@ -48,3 +54,14 @@ def fields_of(request: str) -> list[tuple[str, str]]:
     """(name, text) of the fields of a judge's request, as its own last marker delimits them."""
     mark = re.findall(r"^<</\w+ ([0-9a-f]{16})>>$", request, re.MULTILINE)[-1]
     return re.findall(rf"^<<(\w+) {mark}>>\n(.*?)\n<</\1 {mark}>>$", request, re.M | re.S)
+
+
+def in_files(folder: Path, table: pa.Table, rows: int) -> Artifact:
+    """A gradients table as an artifact of several files."""
+
+    def run(draft: Draft) -> None:
+        draft.map_parts(table, at(lambda part: part), rows)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    shelf = Shelf(tempfile.mkdtemp(dir=folder))
+    return shelf.make(Work("gradients", 1, {}, {}), "gradients", table.schema, {}, run)

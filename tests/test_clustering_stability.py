@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from judged import in_files
 
 from bpo_data.artifacts import Draft
 from bpo_data.components.cluster_checks import (
@@ -124,8 +125,9 @@ def clustered(folder: Path, config: ClusterConfig, rows: np.ndarray) -> Draft:
         "log_prob": np.zeros(2 * count),
         "reference_log_prob": np.zeros(2 * count),
     })  # fmt: skip
-    draft = Draft(folder, "clusters", stage.schema(config), {}, "cluster")
-    stage.run(draft, config, Runtime(device="cpu"), pairs=pairs, gradients=gradients)
+    inputs = {"gradients": in_files(folder / "of", gradients, 2 * count)}
+    draft = Draft(folder, "clusters", stage.schema(config), inputs, "cluster")
+    stage.run(draft, config, Runtime(device="cpu"), pairs=pairs)
     return draft
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from bpo_data.artifacts import Draft, cut
 from bpo_data.engines import Place, at, directly, engine_of
 from bpo_data.engines.cluster import shares
 from bpo_data.engines.local import Local
+from bpo_data.errors import UserError
 from bpo_data.runtime import Runtime
+from bpo_data.shelf import Shelf
 from bpo_data.tables import columns
+from bpo_data.work import Work
 
 SCHEMA = columns(row_id=pa.string(), square=pa.int64())
 
@@ -109,3 +113,31 @@ def test_settings_of_engines_that_cannot_work_are_named():
     for words, given_settings in problems.items():
         (line,) = Runtime(**given_settings).problems()
         assert line.startswith(words)
+
+
+def test_finished_parts_survive_a_fault_that_the_user_mends(tmp_path):
+    """They may have cost hours; a checkpoint of a training that failed for good has no more use."""
+    made: list[int] = []
+
+    def run(draft: Draft, room: int) -> None:
+        (draft.resumable("trainer") / "state").write_text("x")
+
+        def make(part: pa.Table) -> pa.Table:
+            if len(made) == room:
+                raise UserError("a worker was killed")
+            made.append(part.num_rows)
+            return squares(part)
+
+        draft.write(draft.in_parts("found", numbers(10), at(make), SCHEMA, 4, made_more))
+
+    def made_more(count: int) -> None:
+        return
+
+    shelf, work = Shelf(tmp_path), Work("load", 1, {}, {})
+    with pytest.raises(UserError):
+        shelf.make(work, "squares", SCHEMA, {}, partial(run, room=2))
+    left = {path.name for path in (tmp_path / f"{work.name}.partial" / ".resume").iterdir()}
+    assert left == {"found"}
+    artifact = shelf.make(work, "squares", SCHEMA, {}, partial(run, room=9))
+    assert (made, artifact.rows) == ([4, 4, 2], 10)
+    assert not list(artifact.folder.rglob("found-*")), "they are in the table now"

@@ -8,9 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from judged import in_files
+from sklearn.decomposition import PCA
+from sklearn.metrics import pairwise_distances_argmin
 
+from bpo_data import assigning
 from bpo_data.artifacts import Artifact
+from bpo_data.components.clusterers import FaissKMeans, grouped
 from bpo_data.components.embedders import unit
+from bpo_data.engines import engine_of
 from bpo_data.gradients.engine import ResponseGradients
 from bpo_data.likelihood import log_probs
 from bpo_data.policy import encode
@@ -51,7 +57,7 @@ def test_the_gradient_stage_and_the_likelihood_agree_on_log_probs(policy):
     np.testing.assert_allclose(measured.log_prob, log_probs(policy, TALKS), rtol=1e-4)
 
 
-def clustered(folder, gradients: np.ndarray, **options) -> Artifact:
+def clustered(folder, gradients: np.ndarray, engine: str = "local", **options) -> Artifact:
     """Pairs (2n, 2n+1) of the given response gradients through the cluster stage."""
     count = len(gradients) // 2
     ids = [f"p{n // 2:03d}/{n % 2:02d}" for n in range(2 * count)]
@@ -75,12 +81,15 @@ def clustered(folder, gradients: np.ndarray, **options) -> Artifact:
         }
     )
     config = cluster.ClusterConfig(**options)
+    inputs = {"gradients": in_files(folder / "of", table, 2 * count // 3 + 1)}
 
     def run(draft) -> None:
-        cluster.run(draft, config, Runtime(), pairs=pairs, gradients=table)
+        cluster.run(draft, config, Runtime(), pairs=pairs)
 
     work = Work("cluster", 1, options, {})
-    return Shelf(folder).make(work, "clusters", cluster.schema(config), {}, run)
+    runtime = Runtime(engine=engine, processes=2 if engine == "processes" else 0)
+    schema = cluster.schema(config)
+    return Shelf(folder).make(work, "clusters", schema, inputs, run, engine_of(runtime))
 
 
 def test_usefulness_and_informativeness_are_as_defined(tmp_path):
@@ -99,6 +108,34 @@ def test_usefulness_and_informativeness_are_as_defined(tmp_path):
         assert row["distance"] == pytest.approx(
             np.linalg.norm(directions[number] - centre), abs=1e-5
         )
+
+
+def test_fitted_on_all_pairs_or_on_more_than_there_are_is_the_same(tmp_path):
+    gradients = np.random.default_rng(2).normal(size=(60, 8))
+    one = clustered(tmp_path / "a", gradients, k=4)
+    other = clustered(tmp_path / "b", gradients, k=4, fit_on=30)
+    assert one.table() == other.table()
+
+
+@pytest.mark.parametrize("engine", ["local", "processes"])
+def test_pairs_outside_the_sample_go_to_the_nearest_centre(tmp_path, monkeypatch, engine):
+    monkeypatch.setattr(cluster, "PART_ROWS", 7)
+    monkeypatch.setattr(assigning, "HELD", 1)
+    gradients = np.random.default_rng(3).normal(size=(80, 8))
+    sample = clustered(tmp_path / "a", gradients, k=3, fit_on=15, engine=engine).table()
+    directions = unit(gradients[1::2] - gradients[::2])
+    names = sample["pair_id"].to_pylist()
+    chosen = assigning.drawn(pa.table({"pair_id": names}), 15, 0)["pair_id"].to_pylist()
+    assert len(set(chosen)) == 15
+    rows = [names.index(name) for name in chosen]
+    centres = grouped(FaissKMeans(), directions[rows].astype(np.float32), 3, 0, 1)[2]
+    by_hand = pairwise_distances_argmin(directions, centres)
+    far = np.linalg.norm(directions - centres[by_hand], axis=1)
+    assert sample["cluster"].to_pylist() == by_hand.tolist()
+    np.testing.assert_allclose(sample["distance"].to_numpy(), far, atol=1e-5)
+    axes = PCA(2, svd_solver="full").fit(directions[rows])
+    spread = np.abs(axes.transform(directions))
+    np.testing.assert_allclose(np.abs(sample["x"].to_numpy()), spread[:, 0], atol=1e-3)
 
 
 def test_the_scale_of_all_gradients_changes_no_cluster_and_no_usefulness(tmp_path):

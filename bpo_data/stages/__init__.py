@@ -51,7 +51,7 @@ STAGES = {
         gradients, makes="gradients", needs=("prompts", "responses"), also=("policy",)
     ),
     "pair": Stage(pair, makes="pairs", needs=("responses", "scores"), also=("gradients",)),
-    "cluster": Stage(cluster, makes="clusters", needs=("pairs", "gradients")),
+    "cluster": Stage(cluster, makes="clusters", needs=("pairs",), also=("gradients",)),
     "allocate": Stage(
         allocate,
         makes="allocation",

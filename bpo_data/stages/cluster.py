@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from bpo_data.artifacts import Draft
+from bpo_data.assigning import PART_ROWS, Assigning, drawn, gradient_rows
 from bpo_data.components import clusterers, kinds
 from bpo_data.components.cluster_checks import UNSTABLE, choose_k_problems, stability
 from bpo_data.components.embedders import unit
@@ -37,6 +39,11 @@ class ClusterConfig:
     """How ``cluster.k=0`` is settled: ``root`` is min(100, round(sqrt(pairs / 2))), ``silhouette``
     the number, up to twice that, with the highest mean silhouette on 5,000 pairs drawn by lot."""
 
+    fit_on: int = 0
+    """Pairs, drawn by lot, that clusters are fitted on; all are then assigned to the nearest
+    centre, part by part on ``runtime.engine``, so that memory holds the sample and no more. 0 fits
+    on all of them."""
+
     stability: int = 2
     """Further starts that the clusters are compared with, for the facts alone: each takes as long
     as the clustering itself; 0 compares none."""
@@ -62,6 +69,8 @@ class ClusterConfig:
         if self.k < 0:
             yield f"cluster.k={self.k}: give a number of clusters, or 0 for the default rule."
         yield from choose_k_problems("cluster", self, ("root", "silhouette"))
+        if self.fit_on < 0 or 0 < self.fit_on < self.k:
+            yield f"cluster.fit_on={self.fit_on}: give at least cluster.k pairs, or 0 for all."
         if self.stability < 0:
             yield f"cluster.stability={self.stability}: give a number of starts, or 0 for none."
         usable = [name for name, loss in LOSSES.items() if loss.of_pairs]
@@ -88,35 +97,37 @@ def schema(config: ClusterConfig) -> pa.Schema:
     )
 
 
-def run(
-    draft: Draft, config: ClusterConfig, runtime: Runtime, *, pairs: pa.Table, gradients: pa.Table
-) -> None:
+def run(draft: Draft, config: ClusterConfig, runtime: Runtime, *, pairs: pa.Table) -> None:
     if config.k > pairs.num_rows:
         raise UserError(
             f"cluster.k={config.k} but there are only {pairs.num_rows} pairs. Lower cluster.k, or "
             f"raise pair.per_prompt."
         )
-    rows, tokens = gradients_of(pairs, gradients, config)
-    length = np.linalg.norm(rows, axis=1)
+    rows_of = gradient_rows(draft.inputs["gradients"])
+    whole = not config.fit_on or config.fit_on >= pairs.num_rows
+    sample = pairs if whole else drawn(pairs, config.fit_on, config.seed)
+    both = pa.chunked_array([*sample["chosen_id"].chunks, *sample["rejected_id"].chunks])
+    rows, tokens = gradients_of(sample, rows_of(both), config)
     directions = unit(rows)
     clusterer = kinds.build(clusterers.KINDS, config.kind, config.options, "cluster.kind")
-    k = settle_k(draft, config, clusterer, directions, pairs["pair_id"].to_pylist())
+    k = settle_k(draft, config, clusterer, directions, sample["pair_id"].to_pylist())
     cluster, distance, centres = clusterers.grouped(
         clusterer, directions, k, config.seed, runtime.threads
     )
-    usefulness = cosines(directions, unit(centres), cluster)
-    plane = flat(directions, config.seed)
-    columns_ = [
-        pairs["pair_id"],
-        cluster,
-        distance,
-        usefulness,
-        (length / tokens if config.per_token else length).astype(np.float32),
-        plane[:, 0],
-        plane[:, 1],
-    ]
-    draft.write(pa.table(columns_, schema=draft.schema))
-    draft.note(int((length == 0).sum()), len(rows), "pairs have a gradient of zero")
+    plane, axes = flat(directions, config.seed)
+    if whole:
+        draft.write(
+            scored(pairs, config, rows, tokens, directions, cluster, distance, centres, plane)
+        )
+    else:
+        artifact = draft.inputs["gradients"]
+        files = tuple(artifact.manifest["table"])
+        folder = artifact.folder.absolute()
+        ids = pairs.select(["pair_id", "chosen_id", "rejected_id"])
+        draft.map_parts(ids, Assigning(folder, files, config, centres, axes), PART_ROWS)
+    made = draft.read(["cluster", "usefulness", "informativeness"])
+    zeros = pc.sum(pc.equal(made["informativeness"], 0)).as_py()
+    draft.note(zeros, made.num_rows, "pairs have a gradient of zero")
     alike = stability(
         clusterer, directions, cluster, k, config.seed, config.stability, runtime.threads
     )
@@ -127,12 +138,37 @@ def run(
             f"into single clusters, or try cluster.options.restarts or another cluster.k"
         )
     draft.facts |= {
-        "clusters": len(centres),
-        "zero_gradients": int((length == 0).sum()),
+        "clusters": pc.count_distinct(made["cluster"]).as_py(),
+        "zero_gradients": zeros,
         "distinct_gradients": len(clusterers.distinct_rows(directions)[0]),
-        "mean_usefulness": round(float(usefulness.mean()), 4),
+        "mean_usefulness": round(float(made["usefulness"].to_numpy().mean()), 4),
         "starts_agree": alike if alike is None else round(alike, 4),
     }
+
+
+def scored(
+    pairs: pa.Table,
+    config: ClusterConfig,
+    rows: np.ndarray,
+    tokens: np.ndarray,
+    directions: np.ndarray,
+    cluster: np.ndarray,
+    distance: np.ndarray,
+    centres: np.ndarray,
+    plane: np.ndarray,
+) -> pa.Table:
+    """The rows of the clusters table."""
+    length = np.linalg.norm(rows, axis=1)
+    found = [
+        pairs["pair_id"],
+        cluster,
+        distance,
+        cosines(directions, unit(centres), cluster),
+        (length / tokens if config.per_token else length).astype(np.float32),
+        plane[:, 0],
+        plane[:, 1],
+    ]
+    return pa.table(found, schema=schema(config))
 
 
 def cosines(rows: np.ndarray, centres: np.ndarray, cluster: np.ndarray) -> np.ndarray:
@@ -185,13 +221,16 @@ def measured(rows: pa.Table, loss: str) -> np.ndarray:
     return whole if LOSSES[loss].measures == LOG_PROB else whole - reference
 
 
-def flat(rows: np.ndarray, seed: int) -> np.ndarray:
-    """(n, d) -> (n, 2) float32: the first two principal components, for the report's map."""
+def flat(rows: np.ndarray, seed: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """(n, d) -> (n, 2) float32: the first two principal components, for the report's map; and
+    what takes other rows there: the mean (d,) and the components (2, d)."""
     from sklearn.decomposition import PCA
     from threadpoolctl import threadpool_limits
 
     if min(rows.shape) < 2 or not np.ptp(rows, axis=0).any():
-        return np.zeros((len(rows), 2), dtype=np.float32)
+        nowhere = np.zeros((2, rows.shape[1]), dtype=np.float32)
+        return np.zeros((len(rows), 2), dtype=np.float32), (nowhere[0], nowhere)
+    axes = PCA(2, svd_solver="randomized", random_state=seed)
     with threadpool_limits(1):  # more threads add in another order
-        plane = PCA(2, svd_solver="randomized", random_state=seed).fit_transform(rows)
-    return plane.astype(np.float32)
+        plane = axes.fit_transform(rows)
+    return plane.astype(np.float32), (axes.mean_, axes.components_)
