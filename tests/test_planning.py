@@ -6,13 +6,12 @@ import fcntl
 import json
 import os
 import shutil
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import TINY, command, environment, run
+from helpers import TINY, run, start
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -296,10 +295,7 @@ def test_a_plan_names_a_push_that_waits_for_the_export(tmp_path):
 
 def test_a_reader_that_leaves_does_not_end_the_run(tmp_path):
     folder = f"runtime.folder={tmp_path}"
-    shown = subprocess.Popen(
-        command("stage=select", folder, *TINY), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env=environment(),
-    )  # fmt: skip
+    shown = start("stage=select", folder, *TINY)
     shown.stdout.readline()
     shown.stdout.close()
     error = shown.stderr.read()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from helpers import ROOT, TINY, command, environment, run
+from helpers import ROOT, TINY, environment, run, run_from_scratch, start
 
 from bpo_data.pipelines.steps import needed
 from bpo_data.stages import MAKER, STAGES
@@ -36,7 +36,7 @@ def digests(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
-    result = run("stage=all", f"runtime.folder={folder}", *TINY)
+    result = run_from_scratch("stage=all", f"runtime.folder={folder}", *TINY)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == len(STAGES) + 1, result.stdout
     return folder
@@ -362,13 +362,7 @@ def test_a_rule_that_breaks_its_word_is_named(unbroken, tmp_path, monkeypatch):
 
 def test_two_runs_at_once_share_the_work_and_corrupt_nothing(tmp_path, unbroken):
     arguments = ["stage=select", f"runtime.folder={tmp_path}", *TINY]
-    processes = [
-        subprocess.Popen(
-            command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=environment(),
-        )
-        for _ in range(3)
-    ]  # fmt: skip
+    processes = [start(*arguments) for _ in range(3)]
     outputs = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], outputs
     made = Counter(tuple(line.split()[:2]) for output, _ in outputs for line in output.splitlines())
