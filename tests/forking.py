@@ -235,23 +235,31 @@ def become(asked: dict[str, Any]) -> None:
         exec(compile(what, "<string>", "exec"), main.__dict__)
 
 
-def end(status: int) -> None:
-    """End as Python does, but for taking apart all that is imported, which takes half a second."""
+def live(asked: dict[str, Any]) -> None:
+    """Run and end as Python does, but for taking apart all that is imported, which takes long."""
+    status, interrupted = 0, False
+    try:
+        become(asked)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException as error:  # noqa: BLE001 (Python's last resort)
+        status, interrupted = 1, isinstance(error, KeyboardInterrupt)
+        sys.excepthook(*sys.exc_info())
     threading._shutdown()
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os._exit(120)
+    if interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     os._exit(status)
 
 
 if __name__ == "__main__":
     server = socket.socket(fileno=int(sys.argv[1]))
     load()
-    question = serve(server)
-    try:
-        become(question)
-    except SystemExit as asked_for:
-        if not isinstance(asked_for.code, int | None):
-            raise
-        end(asked_for.code or 0)
-    end(0)
+    live(serve(server))
