@@ -78,9 +78,9 @@ def test_a_plan_tells_kept_from_to_run_with_time_and_size_of_the_like(runs):
     (sums, *_) = answer["notes"]
     assert "7 of 14 stages would run" in sums
     assert "of this source: cluster, allocate, export, train, evaluate, report" in sums
-    longer = {one["stage"]: one for one in asked(runs, "plan=true", "sft.steps=120")["stages"]}
+    longer = {one["stage"]: one for one in asked(runs, "plan=true", "sft.steps=60")["stages"]}
     trained = json.loads(next(runs.glob("sft-*/manifest.json")).read_text())
-    assert longer["sft"]["seconds"] == pytest.approx(2 * trained["seconds"]), "120 updates for 60"
+    assert longer["sft"]["seconds"] == pytest.approx(2 * trained["seconds"]), "60 updates for 30"
     assert longer["gradients"]["seconds"] is not None
     other = asked(runs, "plan=true", "load.options.seed=9")["stages"]
     assert {one["seconds"] for one in other} == {None}, "another source says nothing of this one"
