@@ -21,7 +21,7 @@ frozen = 0
 
 
 def pytest_runtest_setup() -> None:
-    """Keep what is imported from the garbage collector: each training collects, and walks it all."""
+    """Keep what is imported from the garbage collector, which every training calls."""
     global frozen
     if len(sys.modules) > frozen + SOME:
         gc.collect()
