@@ -25,7 +25,9 @@ frozen = 0
 def pytest_runtest_setup() -> None:
     """Keep what is imported from the garbage collector, which every training calls."""
     global frozen
-    if len(sys.modules) > frozen + SOME:
+    grown = len(sys.modules) > frozen + SOME
+    if grown:
         gc.collect()
-        gc.freeze()
         frozen = len(sys.modules)
+    if grown or not gc.get_freeze_count():  # some packages undo it
+        gc.freeze()
