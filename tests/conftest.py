@@ -25,9 +25,7 @@ frozen = 0
 def pytest_runtest_setup() -> None:
     """Keep what is imported from the garbage collector, which every training calls."""
     global frozen
-    grown = len(sys.modules) > frozen + SOME
-    if grown:
+    if len(sys.modules) > frozen + SOME:
         gc.collect()
-        frozen = len(sys.modules)
-    if grown or not gc.get_freeze_count():  # some packages undo it
         gc.freeze()
+        frozen = len(sys.modules)
