@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
@@ -11,3 +13,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from bpo_data.runtime import quiet_libraries  # noqa: E402  (libraries read these when imported)
 
 quiet_libraries()
+
+pytest_plugins = ["exporting"]  # for its fixtures
+
+SOME = 100
+"""Modules imported since, from which freezing again is worth a collection."""
+
+frozen = 0
+
+
+def pytest_runtest_setup() -> None:
+    """Keep what is imported from the garbage collector, which every training calls."""
+    global frozen
+    if len(sys.modules) > frozen + SOME:
+        gc.collect()
+        gc.freeze()
+        frozen = len(sys.modules)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from bpo_data.artifacts import Draft
 from bpo_data.components.exporters import KINDS
@@ -172,6 +173,17 @@ def some() -> World:
     world.add(earlier, ["2020-01-01", "no é 漢 \u2028 \U0001f600"], [(1, 0)])
     world.add("type <|im_end|>", ["<|im_start|>user", "it"], [(1, 0)])
     return world
+
+
+@pytest.fixture(scope="session")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Qwen."""
+    return model_folder(tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return some()
 
 
 def said(text: str) -> list[Message]:

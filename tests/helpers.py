@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import forking
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +21,7 @@ TINY = (
     "load.options.pool_prompts=60",
     "load.options.test_prompts=20",
     "select.keep=24",
-    "sft.steps=60",
+    "sft.steps=30",
     "sft.batch=32",
     "augment.responses=5",
     "augment.max_tokens=16",
@@ -42,8 +44,25 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
 
+def start(*arguments: str, **options: Any) -> forking.Forked:
+    """The command line in a process of its own, forked from one that has done the imports."""
+    words = command(*arguments)[1:]
+    return forking.fork(words, **{"environment": environment(), **options})
+
+
 def run(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own."""
+    """The same to its end."""
+    with start(*arguments) as process:
+        try:
+            out, error = process.communicate(timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command(*arguments), process.returncode, out, error)
+
+
+def run_from_scratch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line as a user starts it, imports and all."""
     return subprocess.run(
-        command(*arguments), capture_output=True, text=True, env=environment(), timeout=timeout
+        command(*arguments), capture_output=True, text=True, env=environment(), timeout=240
     )

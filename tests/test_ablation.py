@@ -7,7 +7,6 @@ import re
 import signal
 import statistics
 import subprocess
-import sys
 import time
 from itertools import product
 from pathlib import Path
@@ -15,7 +14,7 @@ from xml.etree import ElementTree
 
 import pyarrow.parquet as pq
 import pytest
-from helpers import TINY, run
+from helpers import TINY, run, start
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,7 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], str
     settings = [one for one in TINY if not one.startswith(("score.", "allocate.", "load.kind"))]
     arguments = [f"recipe={folder}/mine.yaml", f"runtime.folder={folder}/runs", *settings]
     arguments += ["allocate.budget=48", f"ablation.card={folder}/cards/mine.md"]
-    result = run(*arguments)
+    result = run(*arguments, "ablation.processes=1")
     assert result.returncode == 0, result.stderr
     return folder, arguments, result.stdout
 
@@ -118,7 +117,7 @@ def test_the_card_stands_by_itself(made):
         assert {"four", "0"} <= texts
 
 
-def test_a_finished_ablation_is_found_again(made):
+def test_a_finished_ablation_is_found_again_by_as_many_processes_as_there_are_seeds(made):
     folder, arguments, first = made
     before = sorted((folder / "runs").glob("*-*/manifest.json"))
     again = run(*arguments)
@@ -141,19 +140,22 @@ def test_the_page_says_how_it_was_made(made):
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+    ("number", "stage"),
+    [
+        (signal.SIGTERM, "embed"),
+        # A process of a seed imports for long before it trains.
+        pytest.param(signal.SIGTERM, "sft", marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, "sft", marks=pytest.mark.slow),
+    ],
 )
-def test_its_processes_end_with_it(tmp_path, number):
+def test_its_processes_end_with_it(tmp_path, number, stage):
     (tmp_path / "mine.yaml").write_text(RECIPE)
     settings = [f"recipe={tmp_path}/mine.yaml", f"runtime.folder={tmp_path}/runs"]
-    command = [sys.executable, "-m", "bpo_data.pipelines.run", *settings]
-    log = tmp_path / "runs/ablation/seed-3.log"
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        while not log.exists() or "sft" not in log.read_text():
+    logs = [tmp_path / f"runs/ablation/seed-{seed}.log" for seed in (3, 4)]
+    with start(*settings, start_new_session=True) as process:
+        while not all(log.exists() and stage in log.read_text() for log in logs):
             assert process.poll() is None
-            time.sleep(0.1)
+            time.sleep(0.02)
         process.send_signal(number)
         process.wait(90)  # it finishes the update under way, on a busy machine after its imports
         assert process.returncode == (130 if number == signal.SIGTERM else -number)

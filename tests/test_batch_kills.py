@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forking import Forked, fork
 
 from bpo_data.llm import ledger
 from bpo_data.llm.store import RequestStore
@@ -115,7 +116,7 @@ ONCE = (
     + """
 import sys
 
-run(*sys.argv[1:], shown=print)
+run(*sys.argv[1:], shown=lambda line: print(line, flush=True))
 """
 )
 
@@ -130,24 +131,18 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def started(server: StubServer, path: Path) -> Iterator[subprocess.Popen[str]]:
+def started(server: StubServer, path: Path, code: str = ONCE) -> Iterator[Forked]:
     """A run in a process of its own."""
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-c", ONCE, server.url, str(path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    with fork(["-c", code, server.url, str(path)], dict(os.environ)) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
-def finished(server: StubServer, path: Path) -> str:
+def finished(server: StubServer, path: Path, code: str = ONCE) -> str:
     """What a run that ends well prints."""
-    with started(server, path) as process:
+    with started(server, path, code) as process:
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
         return out
@@ -238,7 +233,6 @@ def test_stopped_while_it_waits_it_says_that_the_batch_goes_on(
     path = tmp_path / "requests.sqlite"
     with StubServer(batch_plan=BatchPlan(polls=10**6)) as server:
         with started(server, path) as process:
-            assert process.stdout is not None
             assert "sending a batch of 9 requests" in process.stdout.readline()
             assert "in_progress" in process.stdout.readline()
             start = time.monotonic()
@@ -262,9 +256,7 @@ def test_a_run_that_wants_some_of_a_killed_runs_batch_collects_all_of_it(tmp_pat
             process.send_signal(signal.SIGKILL)
             process.wait(timeout=30)
         server.batches.plan = BatchPlan()
-        other = ONCE.replace("range(9)", "range(5, 6)")
-        command = [sys.executable, "-c", other, server.url, str(path)]
-        subprocess.run(command, check=True, timeout=60, stderr=subprocess.DEVNULL)
+        finished(server, path, ONCE.replace("range(9)", "range(5, 6)"))
         with RequestStore(path) as store:
             assert len(store) == LINES
             runs = store.connection.execute("SELECT DISTINCT run FROM attempts").fetchall()

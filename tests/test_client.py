@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from typing import Any
 
 import pytest
 from asking import ask, asking
+from forking import fork
 
 from bpo_data.errors import UserError
 from bpo_data.llm.client import Endpoint, Limits, Reply, Request, complete
@@ -199,8 +198,7 @@ def test_a_killed_run_goes_on_without_asking_for_a_stored_reply(
     kept: set[str] = set()
     with StubServer(latency=0.05) as server:
         for stop_at in (9, 20, 31):
-            command = [sys.executable, "-c", RUN, server.url, str(path)]
-            process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
+            process = fork(["-c", RUN, server.url, str(path)], environment())
             while len(server.payloads) < stop_at:
                 assert process.poll() is None
                 time.sleep(0.002)
@@ -227,14 +225,15 @@ def stored(path: Path) -> set[str]:
 
 
 TWO = """
-import sys, time
+import os, sys, time
 from asking import asking
 from bpo_data.llm.client import Endpoint, Limits, complete
 from bpo_data.llm.store import RequestStore
 store = RequestStore(sys.argv[2])
 requests = [(asking(n), 0) for n in range(int(sys.argv[3]))]
 print("ready", flush=True)
-sys.stdin.readline()
+while not os.path.exists(sys.argv[4]):
+    time.sleep(0.001)
 replies = complete(requests, endpoint=Endpoint(sys.argv[1]), store=store, limits=Limits(8))
 print([reply.text for reply in replies])
 """
@@ -246,14 +245,11 @@ def test_two_runs_at_once_share_what_each_asks_and_go_on_with_the_same_answers(
     count, path = 400, tmp_path / "requests.sqlite"
     answers = map(str, itertools.count())
     with StubServer(lambda payload: next(answers), latency=0.04) as server:
-        command = [sys.executable, "-c", TWO, server.url, str(path), str(count)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        runs = [subprocess.Popen(command, env=environment(), **pipes) for _ in range(2)]
+        words = ["-c", TWO, server.url, str(path), str(count), str(tmp_path / "go")]
+        runs = [fork(words, environment()) for _ in range(2)]
         for run in runs:
             assert run.stdout.readline() == "ready\n"
-        for run in runs:  # at the same moment
-            run.stdin.write("\n")
-            run.stdin.flush()
+        (tmp_path / "go").touch()
         first, second = (run.communicate(timeout=60)[0] for run in runs)
         assert [run.returncode for run in runs] == [0, 0]
     assert first == second, "to each request the first answer, in both"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 from asking import asking
-from helpers import ROOT, command, environment, run
+from helpers import ROOT, environment, run, start
 from hypothesis import given
 from hypothesis import strategies as st
 from test_server_pipeline import arguments, policy, reply
@@ -218,10 +217,9 @@ def test_a_judge_from_outside_that_does_not_say_what_it_asks_can_be_planned(tmp_
         given.append("score.kind=my_judges:Length")
         where = {**environment(), "PYTHONPATH": f"{ROOT}:{tmp_path}"}
         for more in (["plan=true"], []):
-            done = subprocess.run(
-                command(*given, *more), capture_output=True, text=True, env=where, timeout=120
-            )
-            assert done.returncode == 0, done.stderr
+            with start(*given, *more, environment=where) as process:
+                _, error = process.communicate(timeout=120)
+                assert process.returncode == 0, error
 
 
 def test_a_server_that_is_not_there_costs_nothing(tmp_path, policy):

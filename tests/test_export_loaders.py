@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exporting import LONGEST, World, chatml, model_folder, plain_pair, read, some
+from exporting import LONGEST, World, chatml, plain_pair, read
 from helpers import ROOT
 
 from bpo_data.artifacts import Draft
@@ -25,16 +25,6 @@ LOADERS = {
     ),
 }
 """The package, installed without the GPU packages it asks for, and what its loader imports."""
-
-
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("qwen"))
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    return some()
 
 
 @pytest.fixture(scope="module")

@@ -8,21 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exporting import ALL, LONGEST, World, chatml, model_folder, plain_pair, read, some
+from exporting import ALL, LONGEST, World, chatml, plain_pair, read
 
 from bpo_data.artifacts import Draft
 from bpo_data.components.exporters import KINDS
 from bpo_data.policy import encode, load_policy
-
-
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("qwen"))
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    return some()
 
 
 @pytest.fixture(scope="module")
@@ -76,58 +66,57 @@ def arguments(config: type, folder: Path, **others: Any) -> Any:
     )  # fmt: skip
 
 
-def test_trls_dpo_trainer_keeps_drops_and_cuts_what_the_facts_say(draft, qwen, tmp_path):
+def trainer_of(
+    trainer: type, config: type, draft: Draft, name: str, qwen: Path, folder: Path
+) -> tuple[Any, dict[str, Any]]:
+    """A trainer of TRL's over both splits of the format, and the facts of the export."""
     import copy
 
-    from trl import DPOConfig, DPOTrainer
-
-    rows = loaded(draft, "trl", tmp_path / "cache")
+    rows = loaded(draft, name, folder / "cache")
     policy = load_policy(str(qwen), None, "cpu", "float32")
-    trainer = DPOTrainer(
-        policy.model, copy.deepcopy(policy.model), arguments(DPOConfig, tmp_path),
+    made = trainer(
+        policy.model, copy.deepcopy(policy.model), arguments(config, folder),
         train_dataset=rows["train"], eval_dataset=rows["test"], processing_class=policy.tokenizer,
     )  # fmt: skip
+    facts = draft.facts["formats"][name]
+    assert len(made.train_dataset) == facts["pairs"] < len(rows["train"])
+    return made, facts
+
+
+def test_trls_dpo_trainer_keeps_drops_and_cuts_what_the_facts_say(draft, qwen, tmp_path):
+    from trl import DPOConfig, DPOTrainer
+
+    trainer, facts = trainer_of(DPOTrainer, DPOConfig, draft, "trl", qwen, tmp_path)
+    tokenizer = trainer.processing_class
     made = [*trainer.train_dataset]
-    facts = draft.facts["formats"]["trl"]
-    assert len(made) == facts["pairs"] < len(rows["train"])
     sizes = [
         len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
         for row in made
     ]
     assert sum(size > LONGEST for size in sizes) == facts["cut"] > 0
-    end = policy.tokenizer.eos_token_id
     alike = 0
     for row in made:
         sides = [row[side] for side in ("chosen_ids", "rejected_ids")]
-        assert [side.count(end) for side in sides] == [1, 1]
+        assert [side.count(tokenizer.eos_token_id) for side in sides] == [1, 1]
         first, second = (side[: LONGEST - len(row["prompt_ids"])] for side in sides)
         alike += first == second
     assert alike == facts["alike"] > 0
     for ours, theirs in zip(read(draft, "trl", "test"), trainer.eval_dataset, strict=False):
         text = ours["chosen"][0]["content"]
-        before, after = encode(policy.tokenizer, ours["prompt"], text)
+        before, after = encode(tokenizer, ours["prompt"], text)
         assert (theirs["prompt_ids"], theirs["chosen_ids"]) == (before, after)
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
 
 
 def test_trls_kto_trainer_keeps_drops_and_cuts_what_the_facts_say(draft, qwen, tmp_path):
-    import copy
-
     from trl import KTOConfig, KTOTrainer
 
-    rows = loaded(draft, "kto", tmp_path / "cache")
-    policy = load_policy(str(qwen), None, "cpu", "float32")
-    trainer = KTOTrainer(
-        policy.model, copy.deepcopy(policy.model), arguments(KTOConfig, tmp_path),
-        train_dataset=rows["train"], eval_dataset=rows["test"], processing_class=policy.tokenizer,
-    )  # fmt: skip
+    trainer, facts = trainer_of(KTOTrainer, KTOConfig, draft, "kto", qwen, tmp_path)
     made = [*trainer.train_dataset]
-    facts = draft.facts["formats"]["kto"]
-    assert len(made) == facts["pairs"] < len(rows["train"])
     sizes = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in made]
     assert sum(size > LONGEST for size in sizes) == facts["cut"] > 0
-    end = policy.tokenizer.eos_token_id
+    end = trainer.processing_class.eos_token_id
     assert all(row["completion_ids"].count(end) == 1 for row in made)
     trainer.train()
     assert trainer.state.global_step == 2

@@ -1,8 +1,7 @@
-"""Responses share their prompt's tokens, and nothing else: exactness, memory, faults."""
+"""Responses share their prompt's tokens, and nothing else: exactness and memory."""
 
 from __future__ import annotations
 
-import logging
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,7 +25,6 @@ from tiny_models import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bpo_data.gradients import head, kernels
-from bpo_data.gradients.packing import batches, groups, tiles
 
 torch.set_num_threads(1)
 
@@ -226,16 +224,6 @@ def test_large_scores_are_told_apart_in_16_bits(dtype, size, scale):
         assert (have.double() - want).norm() < allowed
 
 
-def test_many_responses_to_one_prompt_do_not_crowd_a_batch():
-    prompts, responses = [[1] * 90] * 500, [[2]] * 500
-    made = groups(range(500), prompts, responses, 600)
-    assert sorted(row for group in made for row in group.rows) == list(range(500))
-    for batch in batches(made, 600):
-        shared = sum(group.shared for group in batch)
-        turns = max(len(group.rows) for group in batch)
-        assert turns * shared <= 4 * 600
-
-
 def test_sharing_that_cannot_be_is_refused():
     with pytest.raises(ValueError, match="BloomForCausalLM cannot share prompts"):
         engine(policy("bloom"), share=True)
@@ -304,40 +292,6 @@ def test_rows_beyond_the_first_length_are_measured_as_if_alone(kind):
         assert torch.equal(before, fresh().model.rotary_emb.inv_freq)
 
 
-def out_of_memory_above(model: Any, tokens: int) -> Any:
-    def refuse(module: Any, args: Any) -> None:
-        if args[0].shape[0] * args[0].shape[1] > tokens:
-            raise torch.OutOfMemoryError("as CUDA says it")
-
-    return model.model.layers[1].mlp.up_proj.register_forward_pre_hook(refuse)
-
-
-def test_out_of_memory_halves_the_batch_and_goes_on(llama, caplog):
-    prompts, responses = sequences(24)
-    expected = engine(llama).of(prompts, responses)
-    measuring = engine(llama, batch_tokens=4096)
-    handle = out_of_memory_above(llama, 60)
-    with caplog.at_level(logging.WARNING, "bpo_data"):
-        found = measuring.of(prompts, responses)
-        again = measuring.of(prompts, responses)
-    handle.remove()
-    assert_close(found.gradient, expected.gradient, 1e-5)
-    assert again.gradient.tobytes() == found.gradient.tobytes() or np.allclose(
-        again.gradient, found.gradient, rtol=1e-4, atol=1e-5
-    )
-    assert 30 <= measuring.batch_tokens <= 120, "from what did not fit, not from 4096"
-    assert caplog.text.count("batch_tokens") == 1, "said once"
-
-
-def test_a_single_response_that_does_not_fit_is_an_error(llama):
-    handle = out_of_memory_above(llama, 5)
-    try:
-        with pytest.raises(torch.OutOfMemoryError):
-            engine(llama, share=True).of(*sequences())
-    finally:
-        handle.remove()
-
-
 def test_log_probabilities_alone_are_those_of_the_gradients_pass(llama):
     prompts, responses = sequences()
     for share in (True, False):
@@ -388,38 +342,3 @@ def test_compiled_blocks_change_nothing_beyond_rounding(llama):
     assert_close(found.gradient, expected.gradient, 1e-5)
     assert [block._compiled_call_impl for block in llama.model.layers] == before == [None, None]
     assert compiled.of(prompts[:1], responses[:1]).finite.all()
-
-
-@given(
-    owners=st.lists(st.integers(0, 4), min_size=1, max_size=30),
-    data=st.data(),
-    tokens=st.integers(1, 200),
-)
-def test_groups_and_batches_hold_every_row_once_within_the_budget(owners, data, tokens):
-    lengths = data.draw(st.lists(st.integers(1, 50), min_size=len(owners), max_size=len(owners)))
-    prompts = [[owner] * (owner + 1) for owner in owners]
-    responses = [[0] * length for length in lengths]
-    made = groups(range(len(owners)), prompts, responses, tokens)
-    assert sorted(row for group in made for row in group.rows) == list(range(len(owners)))
-    for group in made:
-        assert len({owners[row] for row in group.rows}) == 1
-        cost = len(prompts[group.rows[0]]) + sum(lengths[row] for row in group.rows)
-        assert group.tokens == cost
-        assert cost <= tokens or len(group.rows) == 1
-    for batch in batches(made, tokens):
-        assert len(batch) == 1 or sum(group.tokens for group in batch) <= tokens
-    assert sorted(id(g) for b in batches(made, tokens) for g in b) == sorted(map(id, made))
-
-
-@given(lengths=st.lists(st.integers(1, 500), min_size=1, max_size=20))
-def test_tiles_cover_a_sequence_and_waste_little(lengths):
-    lengths = sorted(lengths, reverse=True)
-    made = tiles(lengths, start=7)
-    assert [length for tile in made for length in tile.lengths] == lengths
-    ends = [tile.end for tile in made]
-    assert [tile.start for tile in made] == [7, *ends[:-1]]
-    assert [tile.first for tile in made] == [
-        sum(len(t.lengths) for t in made[:n]) for n in range(len(made))
-    ]
-    for tile in made:
-        assert max(tile.lengths) <= 32 or min(tile.lengths) >= 0.8 * max(tile.lengths)

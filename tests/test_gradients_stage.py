@@ -348,7 +348,7 @@ def test_processes_make_the_same_bytes(started, tmp_path, monkeypatch):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "several" / name).read_bytes()
     before = {name: (several.folder / name).stat().st_mtime_ns for name in several.table_files}
     (several.folder / one.table_files[2]).unlink()
-    again = measure(tmp_path / "several", started, TEXTS, engine="processes")
+    again = measure(tmp_path / "several", started, TEXTS)
     after = {name: (again.folder / name).stat().st_mtime_ns for name in again.table_files}
     assert [name for name in before if before[name] != after[name]] == [one.table_files[2]]
 

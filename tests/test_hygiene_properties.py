@@ -45,7 +45,7 @@ def judgements(draw) -> tuple[list[Item], Judgement]:
     return items, Judgement(verdicts(*[draw(score) for _ in items]), opinions)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(judgements(), st.randoms(use_true_random=False))
 def test_the_order_of_rows_changes_no_bit(case, random):
     items, judgement = case
@@ -84,7 +84,7 @@ def test_the_order_of_many_prompts_changes_no_bit_either():
     assert hygiene(items[::-1], Judgement(verdicts(*scores[::-1]), turned), None) == table
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(judgements())
 def test_swapping_all_seats_swaps_what_the_first_seat_wins_and_nothing_else(case):
     items, judgement = case
@@ -106,7 +106,7 @@ def test_swapping_all_seats_swaps_what_the_first_seat_wins_and_nothing_else(case
             assert row["value"] == pytest.approx(1 - after[key]["value"])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(judgements())
 def test_values_are_in_range_inside_their_intervals_and_never_nan(case):
     for row in hygiene(*case, (1, 10)).to_pylist():
@@ -131,7 +131,7 @@ def by_prompt(cases: list[tuple[str, float]]) -> tuple[float | None, int]:
     return pytest.approx(sum(means) / len(means), abs=1e-12), len(cases)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(judgements())
 def test_figures_equal_those_of_plain_loops(case):
     items, judgement = case

@@ -12,7 +12,6 @@ import random
 import shutil
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -22,7 +21,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from helpers import command, environment
+from forking import Forked
+from helpers import start
 
 from bpo_data.llm.stub import Fault, Payload, StubServer
 from bpo_data.llm.stub.answers import digest
@@ -92,9 +92,9 @@ class Scene:
                 if made.name.startswith(BEFORE):
                     shutil.copytree(made, self.folder / made.name)
 
-    def command(self, at_once: int) -> list[str]:
+    def start(self, at_once: int = AT_ONCE) -> Forked:
         url = self.server.url
-        return command(
+        return start(
             "stage=score", "recipe=own_data", f"load.path={self.home}/prompts.jsonl",
             f"runtime.folder={self.folder}", f"runtime.concurrency={at_once}",
             "load.test_share=0.1", "select.share=1",
@@ -104,23 +104,11 @@ class Scene:
             "score.kind=rubric", "score.options.model=judge", f"score.options.base_url={url}",
         )  # fmt: skip
 
-    def start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.command(AT_ONCE),
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            # A shell's background job ignores Ctrl-C, and so would all that it starts.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-
     def finish(self) -> None:
         """A run that nobody ends."""
-        done = subprocess.run(
-            self.command(4 * AT_ONCE), env=environment(), capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
+        with self.start(4 * AT_ONCE) as process:
+            _, error = process.communicate()
+            assert process.returncode == 0, error
 
     def digests(self) -> dict[str, str]:
         """Stage -> content digest."""
@@ -187,7 +175,7 @@ def ended(scene: Scene, number: signal.Signals, chance: random.Random) -> Ending
     arrived, answers = len(server.payloads), len(server.heard.answers)
     process = scene.start()
     if number == signal.SIGKILL and chance.random() < 0.1:
-        time.sleep(chance.uniform(0, 3))
+        time.sleep(chance.uniform(0, 1))
     else:
         while len(server.payloads) == arrived:
             assert process.poll() is None, "it ended by itself: the test needs more questions"

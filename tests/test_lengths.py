@@ -161,14 +161,14 @@ def by_lot(prompts: dict[str, list[tuple[str, float]]], count: int, seed: int) -
     return sorted(found)
 
 
-@settings(deadline=None)  # the first call imports pyarrow.parquet
+@settings(max_examples=50, deadline=None)  # the first call imports pyarrow.parquet
 @given(prompts=POOLS, count=st.integers(1, 4), seed=st.integers(0, 2))
 def test_without_a_length_option_pairs_are_drawn_by_lot_as_before(prompts, count, seed):
     _, rows, _ = candidates(pool(prompts), per_prompt=count, seed=seed)
     assert [row["pair_id"] for row in rows] == by_lot(prompts, count, seed)
 
 
-@settings(deadline=None)  # the first call imports pyarrow.parquet
+@settings(max_examples=50, deadline=None)  # the first call imports pyarrow.parquet
 @given(prompts=POOLS, ratio=st.sampled_from([1.0, 1.5, 3.0]))
 def test_candidates_are_all_pairs_within_the_length_ratio(prompts, ratio):
     texts = {row["response_id"]: row["text"] for row in pool(prompts)}
@@ -188,7 +188,7 @@ def test_candidates_are_all_pairs_within_the_length_ratio(prompts, ratio):
         assert facts["prompts_without_pairs"] == len(prompts) - len(prompts_left)
 
 
-@settings(deadline=None)  # the first call imports pyarrow.parquet
+@settings(max_examples=50, deadline=None)  # the first call imports pyarrow.parquet
 @given(prompts=POOLS, ratio=st.sampled_from([0.0, 2.0]), seed=st.integers(0, 2))
 def test_matching_keeps_depths_and_brings_the_longer_chosen_nearer_to_half(prompts, ratio, seed):
     options = {"per_prompt": 3, "max_length_ratio": ratio, "seed": seed}
@@ -210,7 +210,7 @@ def texts_of(prompts: dict[str, list[tuple[str, float]]], rows: list[dict]) -> l
     return [{side: texts[row[f"{side}_id"]] for side in ("chosen", "rejected")} for row in rows]
 
 
-@settings(deadline=None)  # the first call imports pyarrow.parquet
+@settings(max_examples=50, deadline=None)  # the first call imports pyarrow.parquet
 @given(prompts=POOLS, matched=st.booleans(), order=st.randoms(use_true_random=False))
 def test_the_order_of_responses_changes_no_byte(prompts, matched, order: random.Random):
     rows = pool(prompts)

@@ -6,13 +6,12 @@ import fcntl
 import json
 import os
 import shutil
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import TINY, command, environment, run
+from helpers import TINY, run, start
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,9 +78,9 @@ def test_a_plan_tells_kept_from_to_run_with_time_and_size_of_the_like(runs):
     (sums, *_) = answer["notes"]
     assert "7 of 14 stages would run" in sums
     assert "of this source: cluster, allocate, export, train, evaluate, report" in sums
-    longer = {one["stage"]: one for one in asked(runs, "plan=true", "sft.steps=120")["stages"]}
+    longer = {one["stage"]: one for one in asked(runs, "plan=true", "sft.steps=60")["stages"]}
     trained = json.loads(next(runs.glob("sft-*/manifest.json")).read_text())
-    assert longer["sft"]["seconds"] == pytest.approx(2 * trained["seconds"]), "120 updates for 60"
+    assert longer["sft"]["seconds"] == pytest.approx(2 * trained["seconds"]), "60 updates for 30"
     assert longer["gradients"]["seconds"] is not None
     other = asked(runs, "plan=true", "load.options.seed=9")["stages"]
     assert {one["seconds"] for one in other} == {None}, "another source says nothing of this one"
@@ -296,10 +295,7 @@ def test_a_plan_names_a_push_that_waits_for_the_export(tmp_path):
 
 def test_a_reader_that_leaves_does_not_end_the_run(tmp_path):
     folder = f"runtime.folder={tmp_path}"
-    shown = subprocess.Popen(
-        command("stage=select", folder, *TINY), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env=environment(),
-    )  # fmt: skip
+    shown = start("stage=select", folder, *TINY)
     shown.stdout.readline()
     shown.stdout.close()
     error = shown.stderr.read()

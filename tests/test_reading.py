@@ -109,7 +109,7 @@ def test_hh_text_parses_to_the_turns_it_was_written_from(turns: list[str]) -> No
     assert [message["content"] for message in transcript(text)] == turns
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.dictionaries(st.sampled_from(COLUMNS), JSON | TEXT), st.booleans())
 def test_any_record_is_a_row_or_has_a_named_fault(record: dict[str, Any], textual: bool) -> None:
     try:

@@ -19,6 +19,9 @@ from bpo_data.stages import STAGES
 from bpo_data.stages.pair import PairConfig
 
 SMALL = (
+    "sft.scratch.width=64",
+    "sft.scratch.hidden=64",
+    "sft.scratch.layers=1",
     "sft.steps=6",
     "sft.batch=4",
     "sft.max_length=256",

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from helpers import ROOT, TINY, command, environment, run
+from forking import fork
+from helpers import ROOT, TINY, environment, run, run_from_scratch, start
 
 from bpo_data.pipelines.steps import needed
 from bpo_data.stages import MAKER, STAGES
@@ -36,7 +37,7 @@ def digests(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
-    result = run("stage=all", f"runtime.folder={folder}", *TINY)
+    result = run_from_scratch("stage=all", f"runtime.folder={folder}", *TINY)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == len(STAGES) + 1, result.stdout
     return folder
@@ -239,7 +240,6 @@ def test_a_stage_brings_up_to_date_what_it_needs_and_no_more():
 
 KILLER = """
 import os, pathlib, signal, sys
-import datasets, faiss, sklearn.cluster, torch, transformers, trl
 import bpo_data.disk as disk
 from bpo_data.pipelines.run import main
 points, stages = sys.argv[1].split(","), sys.argv[2].split(",")
@@ -265,10 +265,9 @@ for place, stage in enumerate(stages):
     left = [path.name for path in pathlib.Path(sys.argv[3].partition("=")[2]).glob(f"{stage}-*")]
     print("killed", stage, code, *left, flush=True)
 """
-"""Runs the command line once for each stage, in processes of their own that need not import all
-anew. Each sends itself SIGKILL in its stage: right after its first table file is on disk, or at the
-last moment, when all is written but the manifest; stages take the two in turn. Prints what the
-stage left."""
+"""Runs the command line once for each stage, in processes of their own. Each sends itself SIGKILL
+in its stage: right after its first table file is on disk, or at the last moment, when all is
+written but the manifest; stages take the two in turn. Prints what the stage left."""
 
 
 @pytest.mark.parametrize(
@@ -276,14 +275,12 @@ stage left."""
 )
 def test_a_run_killed_in_every_stage_ends_like_an_unbroken_one(unbroken, tmp_path, points):
     arguments = [f"runtime.folder={tmp_path}", "stage=all", *TINY]
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLER, points, ",".join(STAGES), *arguments],
-        capture_output=True, text=True, env=environment(), timeout=240,
-    )  # fmt: skip
-    told = [line.split()[1:] for line in killed.stdout.splitlines() if line.startswith("killed")]
-    assert [stage for stage, *_ in told] == list(STAGES), killed.stderr
+    with fork(["-c", KILLER, points, ",".join(STAGES), *arguments], environment()) as process:
+        out, error = process.communicate(timeout=240)
+    told = [line.split()[1:] for line in out.splitlines() if line.startswith("killed")]
+    assert [stage for stage, *_ in told] == list(STAGES), error
     for stage, code, *left in told:
-        assert int(code) == -signal.SIGKILL, f"{stage}: {killed.stderr}"
+        assert int(code) == -signal.SIGKILL, f"{stage}: {error}"
         assert [name for name in left if name.endswith(".partial")]
         assert not [name for name in left if not name.endswith(".partial")]
     result = run(*arguments)
@@ -312,21 +309,20 @@ sys.exit(main(sys.argv[2:]))
 
 @pytest.mark.slow
 def test_a_stage_killed_between_its_parts_goes_on_with_those_it_has(tmp_path):
-    def started(stage: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    def status(stage: str, folder: Path) -> int:
         arguments = ["stage=gradients", f"runtime.folder={folder}", *TINY]
-        return subprocess.run(
-            [sys.executable, "-c", SMALL_PARTS, stage, *arguments],
-            capture_output=True, text=True, env=environment(), timeout=240,
-        )  # fmt: skip
+        with fork(["-c", SMALL_PARTS, stage, *arguments], environment()) as process:
+            process.communicate(timeout=240)
+        return process.wait()
 
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     for stage in ("augment", "gradients"):
-        assert started(stage, broken).returncode == -signal.SIGKILL
+        assert status(stage, broken) == -signal.SIGKILL
         (partial,) = broken.glob(f"{stage}-*.partial")
         parts = sorted(path.name for path in partial.glob("*.parquet"))
         assert [name.rpartition("-")[2] for name in parts] == ["00000.parquet", "00001.parquet"]
-    assert started("none", broken).returncode == 0
-    assert started("none", whole).returncode == 0
+    assert status("none", broken) == 0
+    assert status("none", whole) == 0
     assert len(list(whole.glob("gradients-*/gradients-*.parquet"))) > 3
     assert digests(broken) == digests(whole)
 
@@ -362,13 +358,7 @@ def test_a_rule_that_breaks_its_word_is_named(unbroken, tmp_path, monkeypatch):
 
 def test_two_runs_at_once_share_the_work_and_corrupt_nothing(tmp_path, unbroken):
     arguments = ["stage=select", f"runtime.folder={tmp_path}", *TINY]
-    processes = [
-        subprocess.Popen(
-            command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=environment(),
-        )
-        for _ in range(3)
-    ]  # fmt: skip
+    processes = [start(*arguments) for _ in range(3)]
     outputs = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], outputs
     made = Counter(tuple(line.split()[:2]) for output, _ in outputs for line in output.splitlines())

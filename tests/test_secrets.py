@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -15,7 +14,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from helpers import command, environment
+from forking import fork
+from helpers import environment
 
 from bpo_data.llm.stub import Fault, Payload, StubServer, echo_key, message, refused
 from bpo_data.llm.stub.answers import digest
@@ -66,13 +66,31 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_with_key(
-    folder: Path, policy: Path, url: str, stage: str
-) -> subprocess.CompletedProcess[str]:
-    """A run from prompts alone, with the libraries' own logging turned on to the full."""
+LOUD = """
+import logging, sys
+from bpo_data.pipelines import run
+
+set_up = run.set_up_logging
+
+def aloud():
+    set_up()
+    for name in ("openai", "httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.DEBUG)
+
+run.set_up_logging = aloud
+sys.exit(run.main(sys.argv[1:]))
+"""
+"""What ``OPENAI_LOG=debug`` does, and more: the transport's own lines too."""
+
+
+def run_with_key(folder: Path, policy: Path, url: str, stage: str) -> tuple[int, str, str]:
+    """A run from prompts alone, with the libraries' own logging turned on to the full.
+
+    Its status, and what it wrote to stdout and stderr.
+    """
     source = folder / "prompts.jsonl"
     source.write_text("\n".join(json.dumps({"prompt": f"question {n}?"}) for n in range(14)))
-    arguments = command(
+    arguments = [
         f"stage={stage}", "recipe=own_data", f"load.path={source}", f"runtime.folder={folder}/runs",
         "load.test_share=0.3", "select.share=1", "sft.kind=given", f"sft.model={policy}",
         "augment.client=openai", "augment.model=writer", f"augment.base_url={url}",
@@ -80,15 +98,11 @@ def run_with_key(
         "score.options.model=judge", f"score.options.base_url={url}",
         "score.options.max_failed=0.5", "gradients.rank=2", "gradients.dim=16", "train.steps=2",
         "evaluate.max_tokens=8",
-    )  # fmt: skip
-    variables = {"OPENAI_API_KEY": SECRET, "NO_PROXY": "127.0.0.1", "OPENAI_LOG": "debug"}
-    return subprocess.run(
-        arguments,
-        env={**environment(), **variables},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    ]  # fmt: skip
+    variables = {"OPENAI_API_KEY": SECRET, "NO_PROXY": "127.0.0.1"}
+    with fork(["-c", LOUD, *arguments], {**environment(), **variables}) as process:
+        out, error = process.communicate(timeout=240)
+    return process.wait(), out, error
 
 
 def contents(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -105,9 +119,9 @@ def contents(folder: Path) -> Iterator[tuple[Path, str]]:
                 yield path, "\n".join(connection.iterdump())
 
 
-def check(folder: Path, done: subprocess.CompletedProcess[str]) -> str:
+def check(folder: Path, out: str, error: str) -> str:
     """Look for the key everywhere; all that was found there."""
-    said = {"stdout": done.stdout, "stderr": done.stderr}
+    said = {"stdout": out, "stderr": error}
     found = [*said.items(), *contents(folder)]
     for part in TELLING:
         holding = [str(name) for name, text in found if part in text]
@@ -119,13 +133,13 @@ def test_neither_a_refused_run_nor_a_whole_one_leaves_a_trace_of_the_key(
     tmp_path: Path, policy: Path
 ) -> None:
     with StubServer(faults=[echo_key(401)] * 40, fault_rule=echo) as server:
-        done = run_with_key(tmp_path, policy, server.url, "augment")
-        assert done.returncode == 2
-        assert "answered 401: Wrong credentials: Bearer [key]" in " ".join(done.stderr.split())
-        check(tmp_path, done)
+        status, out, error = run_with_key(tmp_path, policy, server.url, "augment")
+        assert status == 2
+        assert "answered 401: Wrong credentials: Bearer [key]" in " ".join(error.split())
+        check(tmp_path, out, error)
         server.faults.clear()
-        done = run_with_key(tmp_path, policy, server.url, "all")
-    assert done.returncode == 0, done.stderr[-3000:]
+        status, out, error = run_with_key(tmp_path, policy, server.url, "all")
+    assert status == 0, error[-3000:]
     assert any((tmp_path / "runs").glob("report-*/report.html"))
-    assert "Sending HTTP Request" in done.stderr, "the library did log"
-    assert check(tmp_path, done).count("[key]") > 100, "the key did come back"
+    assert "Sending HTTP Request" in error, "the library did log"
+    assert check(tmp_path, out, error).count("[key]") > 100, "the key did come back"

@@ -12,19 +12,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from helpers import TINY, command, environment, run
-
-
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(*arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        # A shell's background job ignores Ctrl-C, and so would all that it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+from forking import Forked, fork
+from helpers import TINY, environment, run, start
 
 
 def wait_for(found, seconds: float = 120) -> None:
@@ -39,15 +28,8 @@ def digests(folder: Path) -> dict[str, str]:
     return {one["stage"]: one["digest"] for one in manifests}
 
 
-def python(code: str, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+def python(code: str, *arguments: str) -> Forked:
+    return fork(["-c", code, *arguments], environment())
 
 
 STOPS_AT = """

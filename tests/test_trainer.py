@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,14 +36,8 @@ COLUMNS = {**RATES, **SHIFTS, "p_chosen": [0.9, 0.7] * 4}
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    import bpo_data.trainer
-
-    assert bpo_data.trainer.Trainer
-    # Every training ends with a collection of garbage; the libraries' modules are none.
-    gc.freeze()
-    yield make_started(tmp_path_factory.mktemp("policy"))
-    gc.unfreeze()
+def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_started(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="module")
