@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from bpo_data import disk
-from bpo_data.engines import Engine, Part, SetUp
+from bpo_data.engines import Engine, Job, Part, SetUp, Tell
 from bpo_data.engines.local import Local
 from bpo_data.errors import UserError
 from bpo_data.words import lasting
@@ -188,26 +187,17 @@ class Draft:
                 progress.update(end - progress.n)
         self.table_files += [file for file, _ in parts]
 
-    def in_parts(
-        self,
-        name: str,
-        rows: pa.Table,
-        set_up: SetUp,
-        schema: pa.Schema,
-        part_rows: int,
-        tell: Callable[[int], None],
-    ) -> pa.Table:
+    def in_parts(self, job: Job, tell: Tell) -> pa.Table:
         """Like ``map_parts``, for what is not yet the stage's table: the rows made, in order.
 
-        The parts wait under ``name`` until the artifact is finished, so a crash loses none.
-        ``tell`` is told of n more rows.
+        The parts wait under the job's name until the artifact is finished, so a crash loses none.
         """
-        folder = self.resumable(name)
-        write = partial(_write_part, folder.absolute(), schema, name)
-        parts = cut(rows, name, part_rows)
+        folder = self.resumable(job.name)
+        write = partial(_write_part, folder.absolute(), job.schema, job.name)
+        parts = cut(job.rows, job.name, job.part_rows)
         missing = [part for part in parts if not (folder / part[0]).exists()]
-        tell(rows.num_rows - sum(part.num_rows for _, part in missing))
-        for done in self.engine.each(missing, set_up, write, None):
+        tell(job.rows.num_rows - sum(part.num_rows for _, part in missing))
+        for done in self.engine.each(missing, job.set_up, write, None):
             tell(done)
         return pa.concat_tables(disk.read_parquet(folder / file) for file, _ in parts)
 

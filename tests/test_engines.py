@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpo_data.artifacts import Draft, cut
-from bpo_data.engines import Place, at, directly, engine_of
+from bpo_data.engines import Job, Place, at, directly, engine_of
 from bpo_data.engines.cluster import shares
 from bpo_data.engines.local import Local
 from bpo_data.errors import UserError
@@ -58,7 +58,7 @@ def test_rows_made_in_parts_come_back_in_order_and_finished_parts_are_not_made_a
 
     def in_parts() -> pa.Table:
         draft = draft_in(tmp_path / "draft")
-        return draft.in_parts("found", numbers(10), at(make), SCHEMA, 4, told.append)
+        return draft.in_parts(Job("found", numbers(10), at(make), SCHEMA, 4), told.append)
 
     with pytest.raises(RuntimeError) as caught:
         in_parts()
@@ -69,7 +69,7 @@ def test_rows_made_in_parts_come_back_in_order_and_finished_parts_are_not_made_a
     told.clear()
     found = in_parts()
     assert (made, sum(told)) == ([2], 10)
-    assert found.equals(directly("found", numbers(10), at(squares), SCHEMA, 3, told.append))
+    assert found.equals(directly(Job("found", numbers(10), at(squares), SCHEMA, 3), told.append))
 
 
 def test_what_has_nothing_missing_sets_nothing_up(tmp_path):
@@ -128,7 +128,7 @@ def test_finished_parts_survive_a_fault_that_the_user_mends(tmp_path):
             made.append(part.num_rows)
             return squares(part)
 
-        draft.write(draft.in_parts("found", numbers(10), at(make), SCHEMA, 4, made_more))
+        draft.write(draft.in_parts(Job("found", numbers(10), at(make), SCHEMA, 4), made_more))
 
     def made_more(count: int) -> None:
         return

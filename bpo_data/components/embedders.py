@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
-from bpo_data.engines import Make, Place
+from bpo_data.engines import Job, Make, Place
 from bpo_data.errors import UserError, some
 from bpo_data.llm.endpoint import Endpoint
 from bpo_data.llm.replies import Reply
@@ -74,8 +74,8 @@ class Encoder:
         rows = pa.table({"text": pa.array([texts[row] for row in order], pa.string())})
         schema = columns(vector=pa.list_(pa.float32()))
         part_rows = self.batch * BATCHES  # no batch straddles a part
-        encoding = Encoding(self, desk.runtime)
-        made = desk.spread("vectors", rows, encoding, schema, part_rows, desk.done)
+        job = Job("vectors", rows, Encoding(self, desk.runtime), schema, part_rows)
+        made = desk.spread(job, desk.done)
         found = made["vector"].combine_chunks().flatten().to_numpy().reshape(len(texts), -1)
         whole = np.empty_like(found)
         whole[order] = found

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from bpo_data.components.judging import Item, Judgement, Offline, Verdict, sole
-from bpo_data.engines import Make, Place
+from bpo_data.engines import Job, Make, Place
 from bpo_data.errors import UserError
 from bpo_data.llm.desk import Desk
 from bpo_data.policy import TemplateRefuses, plain_messages, quiet_progress, written
@@ -87,9 +87,8 @@ class RewardModel(Offline):
         order = sorted(same, key=lambda tokens: (-len(tokens), tokens))
         rows = pa.table({"tokens": pa.array(order, pa.list_(pa.int32()))})
         part_rows = self.batch * BATCHES  # no batch straddles a part
-        rated = desk.spread(
-            "points", rows, Rating(self, desk.runtime), POINTS, part_rows, desk.done
-        )
+        job = Job("points", rows, Rating(self, desk.runtime), POINTS, part_rows)
+        rated = desk.spread(job, desk.done)
         for tokens, points in zip(order, rated["points"].to_pylist(), strict=True):
             verdicts |= dict.fromkeys(same[tokens], verdict_of(points))
         desk.done(sum(map(len, same.values())) - len(order))

@@ -44,34 +44,33 @@ SetUp = Callable[[Place], Make]
 """Called once by every worker; with more than one process, what it holds must be picklable."""
 
 
-class Spread(Protocol):
-    """How a stage's helpers have rows made in parts, such as by ``Draft.in_parts``."""
+@dataclass(frozen=True)
+class Job:
+    """Rows to be made of other rows, in parts."""
 
-    def __call__(
-        self,
-        name: str,
-        rows: pa.Table,
-        set_up: SetUp,
-        schema: pa.Schema,
-        part_rows: int,
-        tell: Callable[[int], None],
-    ) -> pa.Table: ...
+    name: str
+    """Of the parts' files, where they are kept."""
+    rows: pa.Table
+    set_up: SetUp
+    schema: pa.Schema
+    """Of what is made."""
+    part_rows: int
 
 
-def directly(
-    name: str,
-    rows: pa.Table,
-    set_up: SetUp,
-    schema: pa.Schema,
-    part_rows: int,
-    tell: Callable[[int], None],
-) -> pa.Table:
+Tell = Callable[[int], None]
+"""Told of n more rows that are done."""
+
+Spread = Callable[[Job, Tell], pa.Table]
+"""How a stage's helpers have a job done, such as by ``Draft.in_parts``: the rows made, in order."""
+
+
+def directly(job: Job, tell: Tell) -> pa.Table:
     """All parts here, one after the other, and none kept on the way."""
-    make = set_up(Place())
+    make = job.set_up(Place())
     made = []
-    for start in range(0, max(rows.num_rows, 1), part_rows):
-        part = rows.slice(start, part_rows)
-        made.append(make(part).select(schema.names).cast(schema))
+    for start in range(0, max(job.rows.num_rows, 1), job.part_rows):
+        part = job.rows.slice(start, job.part_rows)
+        made.append(make(part).select(job.schema.names).cast(job.schema))
         tell(part.num_rows)
     return pa.concat_tables(made)
 
