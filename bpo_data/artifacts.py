@@ -240,11 +240,13 @@ class Draft:
             share = f" ({100 * count / total:.3g} %)" if total else ""
             self.say(f"{count:,} of {total:,} {text}{share}")
 
-    def bar(self, total: int, unit: str) -> Any:
+    def bar(self, total: int, unit: str, *, shown: bool = True) -> Any:
         """A progress bar with rate and time left on stderr; where that is no terminal, a line a
-        minute."""
+        minute. One that is not ``shown`` says nothing."""
         from tqdm import tqdm
 
+        if not shown:
+            return tqdm(disable=True)
         if not sys.stderr.isatty():
             return Pulse(self.stage, total, unit)
         return tqdm(

@@ -29,10 +29,14 @@ def problems(config: Any, section: str) -> Iterator[str]:
     for name in ("batch", "accumulate"):
         if getattr(config, name) < 1:
             yield f"{section}.{name}={getattr(config, name)}: use at least 1."
-    if config.accumulate > 0 and config.batch % config.accumulate:
+    shared = processes_of(config)
+    if shared < 1:
+        yield f"{section}.processes={shared}: use at least 1."
+    elif config.accumulate > 0 and config.batch % (config.accumulate * shared):
+        among = f" of {section}.processes={shared}" if shared > 1 else ""
         yield (
             f"{section}.batch={config.batch} cannot be split over {section}.accumulate="
-            f"{config.accumulate} passes. Use a multiple."
+            f"{config.accumulate} passes{among}. Use a multiple."
         )
     for name in ("warmup_steps", "max_length", "seed", "save_steps"):
         if getattr(config, name) < 0:
@@ -52,6 +56,11 @@ def problems(config: Any, section: str) -> Iterator[str]:
             yield f"{section}.trackers={name} is not installed. Install it, or leave it out."
 
 
+def processes_of(config: Any) -> int:
+    """Processes that share a batch."""
+    return int(getattr(config, "processes", 1))
+
+
 def arguments(config: Any, section: str, device: str, folder: Path) -> dict[str, Any]:
     """Settings common to TRL's SFTConfig and DPOConfig; nothing is reported or saved unless asked.
 
@@ -69,7 +78,7 @@ def arguments(config: Any, section: str, device: str, folder: Path) -> dict[str,
         os.environ.pop("WANDB_DISABLED", None)  # our own default, for when nobody asks for it
     return {
         "output_dir": str(folder),
-        "per_device_train_batch_size": config.batch // config.accumulate,
+        "per_device_train_batch_size": config.batch // (config.accumulate * processes_of(config)),
         "gradient_accumulation_steps": config.accumulate,
         "learning_rate": config.learning_rate,
         "adam_beta1": config.adam_beta1,
@@ -171,6 +180,17 @@ def longest(policy: Policy, max_length: int) -> int:
     return min(max_length or policy.context, policy.context)
 
 
+def anyone(trainer: Any, wants: bool) -> bool:
+    """Whether any process of a training wants something, so that all of them do it."""
+    import torch
+
+    accelerator = trainer.accelerator
+    if accelerator.num_processes == 1:
+        return wants
+    wishes = accelerator.gather(torch.tensor([int(wants)], device=accelerator.device))
+    return bool(wishes.max())
+
+
 DRAWS = "draws.safetensors"
 """A file in a checkpoint: where torch's draws stood before the order of the epoch under way. The
 sampler of transformers draws it anew on resuming, from wherever they stand then."""
@@ -205,10 +225,13 @@ def train(trainer: Any, bar: Any) -> list[dict[str, float]]:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             bar.update(state.global_step - bar.n)
-            if stopping.asked() and state.global_step < state.max_steps:
+            if anyone(trainer, stopping.asked()) and state.global_step < state.max_steps:
                 control.should_save = control.should_training_stop = True
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            trainer.accelerator.wait_for_everyone()  # each process writes a file of its own
+            if not trainer.is_world_process_zero():
+                return
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             save_file(drawn, folder / DRAWS)
             disk.write_bytes(b"", folder / WHOLE)

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import ROOT, environment
-from preferring import make_started
+from preferring import dataset, do_train, losses, make_started
+from safetensors.torch import load_file
+
+from bpo_data import ranks, stopping
+from bpo_data.errors import UserError
+from bpo_data.stages.train import TrainConfig
 
 SCRIPT = """
 import json, sys
@@ -75,3 +85,56 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path, loss: str, rows: in
     two = trained(tmp_path, 2, rows // 2, loss)
     for alone, together in zip(one, two, strict=True):
         assert together == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"lora_rank": 4}, {"accumulate": 2}], ids=str)
+def test_the_stage_with_two_processes_makes_the_model_of_one(tmp_path, settings) -> None:
+    policy = make_started(tmp_path / "policy")
+    one = do_train(tmp_path / "one", policy, steps=3, **settings)
+    two = do_train(tmp_path / "two", policy, steps=3, processes=2, **settings)
+    for name in ("updates", "first_loss", "margin", "chosen_over_reference"):
+        assert two.facts[name] == pytest.approx(one.facts[name], abs=1e-4), name
+    alone, shared = (load_file(made.folder / "model/model.safetensors") for made in (one, two))
+    assert alone.keys() == shared.keys()
+    for name in alone:
+        assert torch.allclose(alone[name], shared[name], atol=1e-4), name
+    assert losses(two) == pytest.approx(losses(one), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_them_all_and_is_told(tmp_path) -> None:
+    policy = make_started(tmp_path / "policy")
+    far = dataset(ref_chosen_logps=[900.0] * 8, ref_rejected_logps=[-900.0] * 8)
+    with pytest.raises(UserError, match=r"train: the loss is inf at update 1. Lower"):
+        do_train(tmp_path / "two", policy, far, processes=2, loss="lsif")
+    assert not multiprocessing.active_children()
+
+
+def stop(rank: int) -> None:
+    from bpo_data import stopping
+
+    if rank == 0:
+        os.kill(os.getppid(), signal.SIGINT)
+    while not stopping.asked():
+        time.sleep(0.01)
+    stopping.check()
+
+
+def die(rank: int) -> None:
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def test_ranks_are_stopped_together_and_a_killed_one_is_told() -> None:
+    with stopping.listening(), pytest.raises(KeyboardInterrupt):
+        ranks.together(2, stop)
+    with pytest.raises(UserError, match="a process of the training was killed"):
+        ranks.together(2, die)
+    assert not multiprocessing.active_children()
+
+
+def test_a_batch_that_processes_cannot_share_is_named() -> None:
+    (line,) = TrainConfig(batch=16, accumulate=2, processes=3).problems()
+    assert line.startswith("train.batch=16 cannot be split over train.accumulate=2 passes of train")

@@ -6,14 +6,16 @@ That policy is the reference too, unless an online round brings another one as `
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bpo_data import adapters, objectives, training, training_rows
+from bpo_data import adapters, disk, objectives, ranks, training, training_rows
 from bpo_data.errors import UserError
 from bpo_data.policy import (
     Policy,
@@ -80,6 +82,10 @@ class TrainConfig:
 
     batch: int = 16
     """Pairs an update; with a loss of lists, prompts."""
+
+    processes: int = 1
+    """Processes, each with a GPU of its own where there are any, that share each batch, by
+    accelerate; sums come in another order, so it is part of what is made."""
 
     accumulate: int = 1
     """Passes that a batch is split over, when it does not fit the memory at once."""
@@ -172,7 +178,8 @@ def schema(config: TrainConfig) -> pa.Schema:
 def run(draft: Draft, config: TrainConfig, runtime: Runtime, *, dataset: pa.Table) -> None:
     """Write ``model/`` and the training log; pairs of the test split take no part."""
     quiet_libraries()
-    device = runtime.torch_device()
+    several = config.processes > 1
+    device = "cpu" if several else runtime.torch_device()  # then each process has its own
     policy = starting_policy(draft, config, device)
     table = dataset.filter(pc.equal(dataset["split"], "train"))
     pairs = table.select([name for name in READ if name in table.column_names]).to_pylist()
@@ -185,36 +192,80 @@ def run(draft: Draft, config: TrainConfig, runtime: Runtime, *, dataset: pa.Tabl
         lessons = training_rows.of_lists(policy, pairs)
     else:
         lessons = training_rows.of_pairs(policy, pairs, columns)
-    with training.quiet(), draft.bar(config.steps, "updates") as bar:
-        trainer = make_trainer(draft, config, device, policy, lessons, list(columns))
-        try:
-            lines = training.train(trainer, bar)
-        except FloatingPointError as error:
-            raise UserError(
-                f"train: {error} at update {trainer.state.global_step + 1}. Lower "
-                f"train.learning_rate or train.beta, or take another train.loss."
-            ) from error
-    save_policy(adapters.merged(trainer, policy, draft, device), draft.file("model"))
+    teaching = Teaching(draft, config, runtime, lessons, list(columns))
+    if several:
+        del policy
+        ranks.together(config.processes, teaching)
+        found = teaching.told()
+    else:
+        found = teaching.on(device, policy)
     number = round_of(draft.inputs["policy"].folder) + 1
     write_round(draft.folder, number)
+    lines = found["lines"]
     for line in lines:
         line["chosen_over_reference"] = line["rewards/chosen"] / config.beta
     draft.facts |= {
-        "result": f"{trainer.state.global_step:,} updates",
+        "result": f"{found['updates']:,} updates",
         "pairs": len(rows.kept),
         "cut": rows.cut,
         "dropped": rows.dropped,
         "refused": rows.refused.total(),
-        "updates": trainer.state.global_step,
+        "updates": found["updates"],
         "round": number,
         "first_loss": lines[0]["loss"] if lines[0]["step"] == 1 else None,
         "margin": lines[-1]["rewards/margins"],
         "accuracy": lines[-1]["rewards/accuracies"],
-        "dtype": "bfloat16" if trainer.args.bf16 else "float32",
+        "dtype": found["dtype"],
         "chosen_over_reference": end_of(lines, "chosen_over_reference"),
     }
     tell(draft)
     draft.write_log(pa.table(training.log_columns(lines, LOG)).cast(draft.schema))
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """A training that is ready to begin, here or in several processes at once."""
+
+    draft: Draft
+    config: TrainConfig
+    runtime: Runtime
+    lessons: list[dict[str, Any]]
+    columns: list[str]
+
+    def __call__(self, rank: int) -> None:
+        """A process's part; the first leaves the model and what is to be told."""
+        device = self.runtime.torch_device(process=rank)
+        found = self.on(device, starting_policy(self.draft, self.config, device), rank)
+        if rank == 0:
+            disk.write_bytes(json.dumps(found).encode(), self.place())
+
+    def place(self) -> Path:
+        return self.draft.resumable("told") / "training.json"
+
+    def told(self) -> dict[str, Any]:
+        """What ``on`` returned in the first process."""
+        found: dict[str, Any] = json.loads(self.place().read_text(encoding="utf-8"))
+        return found
+
+    def on(self, device: str, policy: Policy, rank: int = 0) -> dict[str, Any]:
+        """Train, and write ``model/``; the log's lines, the updates and the precision."""
+        draft, config = self.draft, self.config
+        with training.quiet(), draft.bar(config.steps, "updates", shown=rank == 0) as bar:
+            trainer = make_trainer(draft, config, device, policy, self.lessons, self.columns)
+            try:
+                lines = training.train(trainer, bar)
+            except FloatingPointError as error:
+                raise UserError(
+                    f"train: {error} at update {trainer.state.global_step + 1}. Lower "
+                    f"train.learning_rate or train.beta, or take another train.loss."
+                ) from error
+        if rank == 0:
+            save_policy(adapters.merged(trainer, policy, draft, device), draft.file("model"))
+        return {
+            "lines": lines,
+            "updates": trainer.state.global_step,
+            "dtype": "bfloat16" if trainer.args.bf16 else "float32",
+        }
 
 
 def end_of(lines: list[dict[str, float]], name: str) -> float:
