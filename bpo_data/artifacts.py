@@ -19,7 +19,7 @@ import pyarrow as pa
 from bpo_data import disk
 from bpo_data.engines import Engine, Job, Part, SetUp, Tell
 from bpo_data.engines.local import Local
-from bpo_data.errors import UserError
+from bpo_data.errors import UserError, plain
 from bpo_data.words import lasting
 
 MANIFEST = "manifest.json"
@@ -228,6 +228,7 @@ class Draft:
 
     def say(self, text: str) -> None:
         """Tell the user one thing on stderr and in the report."""
+        text = plain(text)
         self.facts.setdefault("notes", []).append(text)
         logging.getLogger("bpo_data").warning("%-10s %s", self.stage, text)
 

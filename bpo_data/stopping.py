@@ -17,6 +17,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from bpo_data.errors import harmless
+
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
@@ -203,4 +205,4 @@ def _end() -> None:
 def tell(text: str) -> None:
     """One line on stderr, clear of a progress bar."""
     start = "\r\x1b[2K" if sys.stderr.isatty() else ""
-    print(f"{start}bpo_data: {text}", file=sys.stderr, flush=True)
+    print(f"{start}bpo_data: {harmless(text)}", file=sys.stderr, flush=True)

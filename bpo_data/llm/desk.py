@@ -14,7 +14,7 @@ from typing import Any
 
 from bpo_data import disk
 from bpo_data.engines import Spread, directly
-from bpo_data.errors import UserError, nearest, some
+from bpo_data.errors import UserError, harmless_json, nearest, plain, some
 from bpo_data.llm import ledger
 from bpo_data.llm.batch import complete_batch
 from bpo_data.llm.client import Endpoint, Reply, Request, check_failures, complete
@@ -154,7 +154,7 @@ class Desk:
             return ""
         path = Path(self.runtime.folder) / "failed" / f"{self.stage}.jsonl"
         lines = "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in self.failed)
-        disk.write_bytes(lines.encode(errors="replace"), path)
+        disk.write_bytes(harmless_json(lines).encode(), path)
         return f" Each failure and its reason: {path}"
 
     def once_more(
@@ -204,7 +204,7 @@ class Desk:
     def show(self, status: str) -> None:
         """What is under way: to whoever watches, and in the log once a minute."""
         if self.shown:
-            self.shown(status)
+            self.shown(plain(status))
         now = time.monotonic()
         if now - self.told >= MINUTE:
             self.told = now

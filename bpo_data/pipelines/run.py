@@ -8,11 +8,13 @@ import logging
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 
 from bpo_data import __version__, hub, stopping
-from bpo_data.errors import UserError
+from bpo_data.errors import UserError, harmless
 from bpo_data.pipelines import config as settings
 from bpo_data.pipelines.clean import clean
 from bpo_data.pipelines.command import Command
@@ -87,7 +89,13 @@ def ended(arguments: Sequence[str], voice: Voice) -> int:
 
 def console() -> int:
     """The command ``bpo-data``."""
+    sys.excepthook = show_bug
     return main(sys.argv[1:])
+
+
+def show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A traceback as Python prints it, but for what would steer a terminal."""
+    sys.stderr.write(harmless("".join(traceback.format_exception(kind, error, trace))))
 
 
 def answer(arguments: Sequence[str], voice: Voice) -> None:
@@ -126,7 +134,7 @@ def answer(arguments: Sequence[str], voice: Voice) -> None:
 def put_right(voice: Voice, text: str) -> int:
     """Say what is wrong, a line each; the exit status."""
     for line in text.splitlines():
-        print(f"bpo_data: {line}", file=sys.stderr)
+        print(f"bpo_data: {harmless(line)}", file=sys.stderr)
     voice.note(errors=text.splitlines())
     voice.end("error")
     return 2
@@ -166,9 +174,18 @@ def help_text(words: list[str]) -> str:
     )
 
 
+class Harmless(logging.Formatter):
+    """Log lines of whatever origin as a terminal shows them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return harmless(super().format(record))
+
+
 def set_up_logging() -> None:
     """Our lines on stderr as they are, other libraries' only when something is wrong."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Harmless("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for noisy in ("httpx", "httpx2", "openai", "datasets", "transformers", "faiss", "trl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # it warns of resuming as such
@@ -183,4 +200,4 @@ def prepare(runtime: Runtime) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(console())

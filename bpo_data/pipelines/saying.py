@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
+from bpo_data.errors import harmless, harmless_json
+
 FORMATS = ("text", "json")
 
 
@@ -27,7 +29,7 @@ class Voice:
 
     def write(self, text: str, stream: TextIO) -> None:
         try:
-            print(text, file=stream, flush=True)
+            print(harmless(text), file=stream, flush=True)
         except BrokenPipeError:  # its reader, such as `head`, has seen enough; the work goes on
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
@@ -44,7 +46,7 @@ class Voice:
         if self.form == "json":
             whole = plain({"status": status, **self.answer})
             text = json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False)
-            self.write(text, sys.stdout)
+            self.write(harmless_json(text), sys.stdout)
 
 
 def plain(value: Any) -> Any:
@@ -62,4 +64,4 @@ def plain(value: Any) -> Any:
 
 def say(name: str, text: str) -> None:
     """A line of progress on stderr."""
-    print(f"{name:<10} {text}", file=sys.stderr, flush=True)
+    print(harmless(f"{name:<10} {text}"), file=sys.stderr, flush=True)

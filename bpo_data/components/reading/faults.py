@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from bpo_data.errors import UserError
+from bpo_data.errors import UserError, plain
 
 Reason = Literal[
     "chosen_equals_rejected",
@@ -59,14 +59,13 @@ class Bad(Exception):
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason: Reason = reason
-        printable = detail.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
-        self.detail = " ".join(printable.split())[:1000]
+        self.detail = plain(detail)[:1000]
 
 
 class FileRejected(UserError):
     """A whole file that cannot be read; ``reason`` is one word of the closed set."""
 
     def __init__(self, path: Path, reason: Reason, detail: str) -> None:
-        super().__init__(f"{path.name}: {detail}")
+        super().__init__(plain(f"{path.name}: {detail}"))
         self.path = path
         self.reason: Reason = reason
