@@ -6,8 +6,9 @@ import importlib.util
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from bpo_data import checkpoints
 from bpo_data.errors import UserError
-from bpo_data.policy import Policy, load_policy, policy_location
+from bpo_data.policy import WAY_OUT, Policy, load_policy, policy_location
 
 if TYPE_CHECKING:
     from bpo_data.artifacts import Draft
@@ -68,19 +69,18 @@ def load_in_4_bits(model: str, revision: str | None, device: str) -> Policy:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     whole = load_policy(model, revision, "cpu", "float32")
-    found = AutoModelForCausalLM.from_pretrained(
-        model,
-        revision=revision,
-        trust_remote_code=False,
-        use_safetensors=True,
-        device_map={"": device},
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        ),
-    )
+    with checkpoints.loading(model, "sft.model", WAY_OUT):
+        found = AutoModelForCausalLM.from_pretrained(
+            model,
+            **checkpoints.weights(model, revision),
+            device_map={"": device},
+            quantization_config=BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=torch.bfloat16,
+            ),
+        )
     return Policy(found, whole.tokenizer)
 
 

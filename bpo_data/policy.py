@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from bpo_data import checkpoints
 from bpo_data.errors import UserError
 from bpo_data.tables import Message
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 BREAK = "\u200b"
 """A space of no width: cuts a control token typed in a text without changing how it looks."""
+WAY_OUT = (
+    "Check the name and the network, or name a folder with config.json, tokenizer and safetensors "
+    "weights."
+)
 UNBOUNDED = 10**9
 """A tokenizer says that it knows no limit with a length far above this."""
 
@@ -55,28 +60,21 @@ def load_policy(
 
     On the device ``spread`` its blocks are divided among all GPUs.
 
-    Only safetensors weights are read and no code of the checkpoint is run. Raises UserError, one
-    line naming the setting, when there is no such model, its weights are pickled, its length is
-    unknown, or its tokenizer has no chat template or no token to end or to pad with.
+    Only safetensors weights are read and no code of the checkpoint is run, unless it is trusted
+    by name (``checkpoints``). Raises UserError, one line naming the setting, when there is no such
+    model, its weights are pickled, its length is unknown, or its tokenizer has no chat template or
+    no token to end or to pad with.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     quiet_progress()
     check_location(model, setting)
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     place = {"device_map": "auto"} if device == "spread" else {}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, **options)
+    with checkpoints.loading(model, setting, WAY_OUT):
+        tokenizer = AutoTokenizer.from_pretrained(model, **checkpoints.options(model, revision))
         loaded = AutoModelForCausalLM.from_pretrained(
-            model, use_safetensors=True, dtype=dtype, **options, **place
+            model, dtype=dtype, **checkpoints.weights(model, revision), **place
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise UserError(
-            f"{setting}={model} cannot be loaded: {reason} Check the name and the network, or "
-            f"name a folder with config.json, tokenizer and safetensors weights."
-        ) from error
     if not tokenizer.chat_template:
         raise UserError(
             f"{setting}={model}: its tokenizer has no chat template. Use an instruction-tuned "
@@ -101,10 +99,13 @@ def load_policy(
 
 
 def quiet_progress() -> None:
-    """No bars of transformers for each weight file; stages have their own."""
+    """No bars of transformers for each weight file; stages have their own. What it logs goes where
+    our lines go."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.disable_default_handler()
+    logging.enable_propagation()
 
 
 def check_location(model: str, setting: str = "sft.model") -> None:
@@ -116,7 +117,8 @@ def check_location(model: str, setting: str = "sft.model") -> None:
         return
     if not (folder / "config.json").is_file():
         raise UserError(f"{setting}={model} has no config.json. Name a saved transformers model.")
-    if not any(folder.glob("*.safetensors")):
+    checkpoints.check_folder(model, setting)
+    if not any(folder.glob("*.safetensors")) and not checkpoints.trusted(model):
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
         found = "only pickled weights, which can run code" if pickled else "no weights"
         raise UserError(
@@ -130,14 +132,8 @@ def check_model(model: str, revision: str | None) -> None:
     from transformers import AutoConfig
 
     check_location(model)
-    try:
-        AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise UserError(
-            f"sft.model={model} cannot be found: {reason} Check the name and the network, or name "
-            f"a folder with config.json, tokenizer and safetensors weights."
-        ) from error
+    with checkpoints.loading(model, "sft.model", WAY_OUT):
+        AutoConfig.from_pretrained(model, **checkpoints.options(model, revision))
 
 
 def save_policy(policy: Policy, folder: Path) -> None:

@@ -71,10 +71,7 @@ def reference_of(
         return Reference(
             lambda prompts, responses, _: engine.log_probs(prompts, responses, adapters=False)
         )
-    try:
-        second = load_policy(setting, revision or None, device, dtype)
-    except UserError as error:
-        raise UserError(str(error).replace("sft.model", "gradients.reference")) from error
+    second = load_policy(setting, revision or None, device, dtype, "gradients.reference")
     measures = engine_for_log_probs(second, engine.batch_tokens)
     return Reference(
         lambda prompts, responses, _: measures.log_probs(prompts, responses), second, measures

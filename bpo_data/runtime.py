@@ -208,7 +208,8 @@ def keep_freed_memory() -> None:
 
 
 def quiet_libraries() -> None:
-    """No pings, no trackers, no forks of tokenizers' threads; whatever the user set stays."""
+    """No pings, no trackers, no kernels of the hub, which are code, no forks of tokenizers'
+    threads; whatever the user set stays."""
     for name, value in {
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -216,5 +217,6 @@ def quiet_libraries() -> None:
         "WANDB_DISABLED": "true",
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
+        "USE_HUB_KERNELS": "NO",
     }.items():
         os.environ.setdefault(name, value)

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
+from bpo_data import checkpoints
 from bpo_data.engines import Job, Make, Place
 from bpo_data.errors import UserError, some
 from bpo_data.llm.endpoint import Endpoint
 from bpo_data.llm.replies import Reply
 from bpo_data.llm.requests import EmbeddingRequest
+from bpo_data.policy import quiet_progress
 from bpo_data.runtime import Runtime
 from bpo_data.tables import columns, vectors
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 BATCHES = 16
 """Batches of an encoder in a part."""
 SECTION = "embed.options"
+WAY_OUT = "Name a folder with safetensors weights, or a model of the hub that this machine reaches."
 
 
 class Embedder(Protocol):
@@ -86,18 +89,17 @@ class Encoder:
         import torch
         from transformers import AutoModel, AutoTokenizer
 
-        revision = {"revision": self.revision} if self.revision else {}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.model, **revision)
-            model = AutoModel.from_pretrained(
-                self.model, use_safetensors=True, dtype=torch.float32, **revision
+        quiet_progress()
+        checkpoints.check_folder(self.model, f"{SECTION}.model")
+        with checkpoints.loading(self.model, f"{SECTION}.model", WAY_OUT):
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.model, **checkpoints.options(self.model, self.revision)
             )
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0][:200]
-            raise UserError(
-                f"embed.options.model={self.model} cannot be loaded: {reason} Name a folder with "
-                f"safetensors weights, or a model of the hub that this machine reaches."
-            ) from error
+            model = AutoModel.from_pretrained(
+                self.model,
+                dtype=torch.float32,
+                **checkpoints.weights(self.model, self.revision),
+            )
         return model.to(device).eval(), tokenizer
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from bpo_data import checkpoints
 from bpo_data.components.judging import Item, Judgement, Offline, Verdict, sole
 from bpo_data.engines import Job, Make, Place
 from bpo_data.errors import UserError
@@ -25,6 +25,10 @@ BATCHES = 16
 POINTS = columns(points=pa.float64())
 DTYPES = ("float32", "bfloat16")
 SETTING = "score.options.model"
+WAY_OUT = (
+    "Name a folder with config.json, tokenizer and safetensors weights, or a model of the hub that "
+    "this machine reaches."
+)
 
 Tokens = tuple[int, ...]
 
@@ -94,16 +98,14 @@ class RewardModel(Offline):
         desk.done(sum(map(len, same.values())) - len(order))
         return sole(self.name, [verdicts[row] for row in range(len(items))])
 
-    def options(self) -> dict[str, Any]:
-        return {"revision": self.revision or None, "trust_remote_code": False}
-
     def reader(self) -> tuple[Any, int]:
         """(tokenizer, the tokens that a conversation may have). Raises UserError."""
         from transformers import AutoConfig, AutoTokenizer
 
-        with loading(self.name):
-            tokenizer = AutoTokenizer.from_pretrained(self.name, **self.options())
-            config = AutoConfig.from_pretrained(self.name, **self.options())
+        options = checkpoints.options(self.name, self.revision)
+        with checkpoints.loading(self.name, SETTING, WAY_OUT):
+            tokenizer = AutoTokenizer.from_pretrained(self.name, **options)
+            config = AutoConfig.from_pretrained(self.name, **options)
         if not tokenizer.chat_template:
             raise UserError(
                 f"{SETTING}={self.name}: its tokenizer has no chat template. Add the "
@@ -119,13 +121,13 @@ class RewardModel(Offline):
         from transformers import AutoModelForSequenceClassification
 
         quiet_progress()
-        with loading(self.name):
+        checkpoints.check_folder(self.name, SETTING)
+        with checkpoints.loading(self.name, SETTING, WAY_OUT):
             model, found = AutoModelForSequenceClassification.from_pretrained(
                 self.name,
-                use_safetensors=True,
                 dtype=self.dtype,
                 output_loading_info=True,
-                **self.options(),
+                **checkpoints.weights(self.name, self.revision),
             )
         missing = sorted(found["missing_keys"])
         if missing or model.config.num_labels != 1:
@@ -159,21 +161,6 @@ class Rating:
         for start in range(0, len(sequences), self.judge.batch):
             points += logits(model, sequences[start : start + self.judge.batch], padding)
         return pa.table({"points": pa.array(points, pa.float64())})
-
-
-@contextmanager
-def loading(name: str) -> Iterator[None]:
-    """Raises UserError in place of what a library says of a model that cannot be loaded."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise UserError(
-            f"{SETTING}={name} cannot be loaded: {reason} Name a folder with config.json, "
-            f"tokenizer and safetensors weights, or a model of the hub that this machine reaches."
-        ) from error
 
 
 def tokens_of(tokenizer: Any, item: Item) -> Tokens:

@@ -94,9 +94,9 @@ class GradientsConfig:
             yield f"gradients.layers={self.layers} is no regular expression: {error}."
         if self.reference not in ("", "adapter_off"):
             try:
-                check_location(self.reference)
+                check_location(self.reference, "gradients.reference")
             except UserError as error:
-                yield str(error).replace("sft.model", "gradients.reference")
+                yield str(error)
         elif self.reference_revision:
             yield "gradients.reference_revision is of a hub model: name it in gradients.reference."
 

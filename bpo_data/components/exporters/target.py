@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bpo_data import checkpoints
 from bpo_data.components.exporters.rows import Answer, Asked, Tokens, said
 from bpo_data.errors import UserError
 from bpo_data.policy import (
@@ -142,14 +143,14 @@ def find_target(tokenizer: str, policy: Path) -> Target | str:
     from transformers.utils import logging
 
     name, revision = (tokenizer, None) if tokenizer else policy_location(policy)
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    options = checkpoints.options(name, revision)
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # what it says of lengths is counted here
     try:
         found = AutoTokenizer.from_pretrained(name, **options)
         why = "" if found.chat_template else "it has no chat template"
-    except (OSError, ValueError, KeyError) as error:
-        why = " ".join(str(error).split())[:200]
+    except Exception as error:  # noqa: BLE001  the libraries raise bare ones for strange files
+        why = checkpoints.why_not(name, error)
     finally:
         logging.set_verbosity(level)
     if why and tokenizer:
@@ -173,7 +174,7 @@ def context(tokenizer: PreTrainedTokenizerBase, name: str, options: dict[str, An
     try:
         config = AutoConfig.from_pretrained(name, **options).get_text_config()
         length = getattr(config, "max_position_embeddings", None)
-    except (OSError, ValueError, KeyError):  # a tokenizer on its own
+    except Exception:  # noqa: BLE001  a tokenizer on its own; bare ones for strange files
         pass
     length = length or tokenizer.model_max_length
     return int(length) if 0 < length < UNBOUNDED else 0
