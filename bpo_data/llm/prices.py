@@ -6,9 +6,9 @@ import datetime
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from bpo_data import yaml_text
 from bpo_data.errors import UserError
 
 LAYOUT = "date: 2026-11-20\nmodels:\n  gpt-4o-mini: {prompt: 0.15, completion: 0.60, batch: 0.5}"
@@ -50,8 +50,8 @@ def read_prices(path: str) -> Prices:
     if not path:
         return Prices()
     try:
-        whole = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        whole = yaml.safe_load(yaml_text.read(path))
+    except (OSError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"budget.prices={path} cannot be read: {reason}") from error
     shape = " ".join(LAYOUT.split())

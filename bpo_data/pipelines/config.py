@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bpo_data import yaml_text
 from bpo_data.budget import Budget
 from bpo_data.errors import UserError, nearest
 from bpo_data.pipelines import checks
@@ -215,7 +216,14 @@ def read_recipe(recipe: str) -> dict[str, Any]:
             )
         path = recipe_folder() / f"{recipe}.yaml"
     try:
-        loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        node = OmegaConf.create(yaml_text.read(path))
+        for text in yaml_text.resolvers(OmegaConf.to_container(node)):
+            raise UserError(
+                f"recipe={recipe}: {text} asks for more than another setting of the recipe, and "
+                f"recipes read neither the environment nor anything else. Write the value, or "
+                f"\\${{ for the letters themselves."
+            )
+        loaded = OmegaConf.to_container(node, resolve=True)
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"recipe={recipe} cannot be read: {reason}") from error

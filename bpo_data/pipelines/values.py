@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from bpo_data import yaml_text
+
 TYPES: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -40,9 +42,9 @@ def parsed(text: str) -> Any:
     import yaml
 
     if text[:1] in ("[", "{"):
-        return yaml.safe_load(text)
+        return yaml.safe_load(yaml_text.checked(text))
     try:
-        value = yaml.safe_load(text)
+        value = yaml.safe_load(yaml_text.checked(text))
     except yaml.YAMLError:
         return text
     return value if isinstance(value, (int, float, bool)) else text
