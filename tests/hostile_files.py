@@ -46,7 +46,16 @@ LAYOUTS: dict[str, Callable[[int], dict[str, Any]]] = {
     },
     "ultrafeedback": lambda n: {
         "instruction": f"Write {n}",
-        "completions": [{"response": "x", "model": "m", "overall_score": 3}, {"response": "y"}],
+        "completions": [
+            {
+                "response": "x",
+                "model": "m",
+                "overall_score": 3,
+                "critique": "good",
+                "annotations": {"honesty": {"Rating": "4", "Rationale": "true"}, "help": 2},
+            },
+            {"response": "y", "overall_score": 1, "annotations": {"honesty": {"Rating": "N/A"}}},
+        ],
     },
     "side_scores": lambda n: {
         "question": f"Why {n}?",

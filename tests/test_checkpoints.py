@@ -112,6 +112,10 @@ def encoded(folder: Path) -> Any:
     return Encoder(str(folder))(["add 1"], 0, Desk("embed", Runtime(device="cpu")))
 
 
+def rated(folder: Path) -> RewardModel:
+    return RewardModel(str(folder))
+
+
 LOADERS = {
     "sft.model": lambda folder: load_policy(str(folder), None, "cpu", "float32"),
     "evaluate.against": lambda folder: load_opponent(str(folder), "cpu", "float32"),
@@ -119,7 +123,7 @@ LOADERS = {
         str(folder), "", type("Engine", (), {"batch_tokens": 64})(), "cpu", "float32"
     ),
     "embed.options.model": encoded,
-    "score.options.model": lambda folder: RewardModel(str(folder)).load("cpu"),
+    "score.options.model": lambda folder: (rated(folder).reader(), rated(folder).load("cpu")),
 }
 
 

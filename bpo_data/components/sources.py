@@ -29,11 +29,13 @@ class Files:
         columns: Mapping[str, str],
         roles: Mapping[str, str] | None = None,
         on_bad_file: str = "stop",
+        unpacked_gb: float = 0,
     ) -> None:
         self.path = path
         self.columns = dict(columns)
         self.roles = dict(roles or {})
         self.on_bad_file = on_bad_file
+        self.unpacked_gb = unpacked_gb
         self.seen: set[str] = set()
 
     def problems(self) -> Iterator[str]:
@@ -43,6 +45,8 @@ class Files:
         yield from role_problems(self.roles)
         if self.on_bad_file not in ("stop", "skip"):
             yield f"load.options.on_bad_file={self.on_bad_file}: choose stop or skip."
+        if not 0 <= self.unpacked_gb < float("inf"):
+            yield f"load.options.unpacked_gb={self.unpacked_gb}: give gigabytes, or 0."
         if not self.path:
             yield "load.path is empty: name a file, a folder or a pattern of files."
             return
@@ -62,7 +66,9 @@ class Files:
 
         skip = self.on_bad_file == "skip"
         try:
-            yield from read(self.path, Columns(**self.columns), self.roles, skip, self.seen)
+            yield from read(
+                self.path, Columns(**self.columns), self.roles, skip, self.seen, self.unpacked_gb
+            )
         except FileRejected as error:
             others = len(find_files(self.path)) > 1 and not skip
             way_out = " load.options.on_bad_file=skip goes on without it." if others else ""

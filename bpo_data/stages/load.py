@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 from bpo_data.artifacts import Draft
 from bpo_data.components import criteria, kinds, sources
 from bpo_data.components.rows import Given, Rejected, Row
-from bpo_data.errors import UserError, some
+from bpo_data.errors import UserError, plain, some
 from bpo_data.runtime import Runtime
 from bpo_data.tables import ID, MSG, columns, lot, maybe, prompt_id
 
@@ -118,7 +118,7 @@ def run(draft: Draft, config: LoadConfig, runtime: Runtime) -> None:
                 grouped.setdefault(prompt_id(row.prompt), []).append(row)
                 notices.update(row.notices)
     write_rejected(draft, rejected)
-    draft.facts["columns"] = sorted(getattr(source, "seen", ()))
+    draft.facts["columns"] = named(getattr(source, "seen", ()))
     if not grouped:
         raise UserError(
             f"load: none of {some(rows_in, 'row')} can be used. The reasons: "
@@ -154,6 +154,15 @@ def run(draft: Draft, config: LoadConfig, runtime: Runtime) -> None:
         "responses_given": sum(len(row["given"]) for row in table),
         "notices": dict(sorted(notices.items())),
     }
+
+
+COLUMNS_NAMED = 50
+
+
+def named(columns: Collection[str]) -> list[str]:
+    """The names of a source's columns for people, the first of very many, and no endless ones."""
+    shown = [plain(name)[:100] for name in sorted(columns)[:COLUMNS_NAMED]]
+    return shown if len(columns) <= COLUMNS_NAMED else [*shown, f"and {len(columns):,} in all"]
 
 
 def write_rejected(draft: Draft, rejected: Iterable[Rejected]) -> None:

@@ -41,6 +41,7 @@ Reason = Literal[
     "score_tie",
     "system_not_first",
     "too_deep",
+    "too_large",
     "too_long",
     "two_systems",
     "unknown_layout",

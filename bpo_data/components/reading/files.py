@@ -14,11 +14,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from bpo_data.components.reading.bounds import MAX_COLUMNS
 from bpo_data.components.reading.columns import Columns
 from bpo_data.components.reading.faults import Bad, FileRejected
-from bpo_data.components.reading.formats import KINDS, Record, parquet_shape
+from bpo_data.components.reading.formats import KINDS
 from bpo_data.components.reading.layouts import Converter
 from bpo_data.components.reading.messages import ROLES
+from bpo_data.components.reading.parquet import parquet_shape
+from bpo_data.components.reading.records import Record
 from bpo_data.components.rows import Rejected, Row
 from bpo_data.errors import UserError, nearest
 
@@ -29,13 +32,15 @@ def read(
     roles: Mapping[str, str] | None = None,
     skip_bad_files: bool = False,
     seen: set[str] | None = None,
+    unpacked_gb: float = 0,
 ) -> Iterator[Row | Rejected]:
     """Every row of the files at ``path``, good or set aside, in the order of the files.
 
     ``roles`` maps other names of roles, such as {"human": "user"}. All files are looked through
     before the first row comes. Raises FileRejected for a file that cannot be read as a whole, or,
     with ``skip_bad_files``, sets the file aside as one rejected row and goes on. The names of all
-    columns are added to ``seen``.
+    columns are added to ``seen``. A packed file may come to ``unpacked_gb`` gigabytes; with 0 to
+    what ``bounds`` says.
     """
     files = find_files(path)
     base = os.path.commonpath([file.parent for file in files])
@@ -43,8 +48,8 @@ def read(
     for file in files:
         name = os.path.relpath(file, base)
         try:
-            records, converter, keys = _look(file, columns, roles)
-            plans.append(_rows(name, records, converter))
+            records, converter, keys = _look(file, columns, roles, unpacked_gb)
+            plans.append(_rows(name, records, converter, skip_bad_files))
             if seen is not None:
                 seen.update(keys)
         except FileRejected as bad:
@@ -112,11 +117,11 @@ def _unsupported() -> str:
 
 
 def _look(
-    path: Path, columns: Columns, roles: Mapping[str, str] | None
+    path: Path, columns: Columns, roles: Mapping[str, str] | None, unpacked_gb: float
 ) -> tuple[Callable[[], Iterator[Record]], Converter, Collection[str]]:
     """A first pass: which columns are there, and is the file sound to its end."""
     kind = _suffix(path)
-    records = partial(KINDS[kind], path)
+    records = partial(KINDS[kind], path, unpacked_gb)
     keys: dict[str, None] = {}
     rows = 0
     if kind == ".parquet":
@@ -127,6 +132,10 @@ def _look(
             rows += 1
             if isinstance(record.fields, dict):
                 keys.update(dict.fromkeys(record.fields))
+            if len(keys) > MAX_COLUMNS:
+                break
+    if len(keys) > MAX_COLUMNS:
+        raise FileRejected(path, "too_large", f"its rows name over {MAX_COLUMNS:,} columns.")
     if not rows:
         raise FileRejected(path, "no_rows", "the file holds no rows. Leave it out.")
     if kind == ".json" and not keys:
@@ -141,17 +150,26 @@ def _look(
 
 
 def _rows(
-    name: str, records: Callable[[], Iterator[Record]], converter: Converter
+    name: str, records: Callable[[], Iterator[Record]], converter: Converter, skip: bool
 ) -> Iterator[Row | Rejected]:
-    for record in records():
-        origin = name + record.place
-        try:
-            if isinstance(record.fields, Bad):
-                raise record.fields
-            yield converter.row(record.fields, origin)
-        except Bad as bad:
-            raw = record.raw if record.raw is not None else as_json(record.fields)
-            yield Rejected(origin, bad.reason, bad.detail, raw)
+    """With ``skip`` a file that breaks off is one more rejected row, after those before it."""
+    try:
+        for record in records():
+            yield _row(name + record.place, record, converter)
+    except FileRejected as bad:
+        if not skip:
+            raise
+        yield Rejected(name, bad.reason, str(bad), b"")
+
+
+def _row(origin: str, record: Record, converter: Converter) -> Row | Rejected:
+    try:
+        if isinstance(record.fields, Bad):
+            raise record.fields
+        return converter.row(record.fields, origin)
+    except Bad as bad:
+        raw = record.raw if record.raw is not None else as_json(record.fields)
+        return Rejected(origin, bad.reason, bad.detail, raw)
 
 
 def as_json(record: Any) -> bytes:

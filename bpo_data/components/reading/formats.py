@@ -1,90 +1,31 @@
-"""Parquet, JSON lines, JSON arrays, CSV and TSV to records: streamed, and never trusted."""
+"""JSON lines, JSON arrays, CSV and TSV to records: streamed, and never trusted."""
 
 from __future__ import annotations
 
 import csv
 import gzip
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from bpo_data.components.reading import bounds
+from bpo_data.components.reading.bounds import MAX_ARRAY, MAX_LINE, MAX_VALUES, Unpacked
 from bpo_data.components.reading.faults import Bad, FileRejected
+from bpo_data.components.reading.parquet import parquet_records
+from bpo_data.components.reading.records import Record, check_names
 from bpo_data.components.reading.strict_json import array_elements, loads
 
-MAX_LINE = 64 * 2**20
-"""Bytes of one row; a longer line is rejected and never held whole."""
 KEPT = 64 * 2**10
 """Bytes kept of a line that is too long."""
-MAX_ARRAY = 2**30
-"""Bytes of a JSON array, unpacked: the one layout that is held in memory."""
-BATCH = 256
-"""Parquet rows turned into Python objects at a time."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """A row as it stands in its file, before anyone asks what it means."""
-
-    place: str
-    """``:12`` (line, from 1) or ``#3`` (row, from 0)."""
-    fields: dict[str, Any] | Bad
-    raw: bytes | None = None
-    """Its bytes; None in Parquet, where ``fields`` is all there is."""
-
-
-def _check_names(path: Path, names: Sequence[str]) -> None:
-    if len(set(names)) < len(names):
-        raise FileRejected(path, "duplicate_key", "two columns have the same name. Rename one.")
-
-
-def parquet_shape(path: Path) -> tuple[pa.Schema, int]:
-    """The columns of a Parquet file and its number of rows, from its footer."""
-    with _parquet(path) as file:
-        schema, rows = file.schema_arrow, file.metadata.num_rows
-    _check_names(path, schema.names)
-    return schema, rows
-
-
-@contextmanager
-def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
-    try:
-        with pq.ParquetFile(path) as file:
-            yield file
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        what = " ".join(str(error).split())[:200]
-        raise FileRejected(
-            path, "corrupt_parquet", f"not a whole Parquet file ({what}). Write or fetch it again."
-        ) from error
-
-
-def _parquet_records(path: Path) -> Iterator[Record]:
-    number = 0
-    with _parquet(path) as file:
-        for batch in file.iter_batches(BATCH):
-            for row in range(batch.num_rows):
-                yield Record(f"#{number}", _parquet_fields(batch, row))
-                number += 1
-
-
-def _parquet_fields(batch: pa.RecordBatch, row: int) -> dict[str, Any] | Bad:
-    try:
-        return {name: batch.column(at)[row].as_py() for at, name in enumerate(batch.schema.names)}
-    except UnicodeDecodeError:
-        return Bad("not_utf8", "a text of the row is not UTF-8")
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    zipped = path.suffix.lower() == ".gz"
     try:
-        with gzip.open(path, "rb") if zipped else path.open("rb") as stream:
+        with gzip.open(path, "rb") if _is_packed(path) else path.open("rb") as stream:
             yield cast(IO[bytes], stream)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise FileRejected(
@@ -94,17 +35,25 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         raise FileRejected(path, "unreadable", f"cannot be read ({error.strerror}).") from error
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
+def _is_packed(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
+def _lines(path: Path, gigabytes: float) -> Iterator[tuple[int, bytes, bool]]:
     """Number from 1, bytes with their line end, and whether the line was too long to keep."""
+    unpacked = Unpacked(path, gigabytes) if _is_packed(path) else None
     with _opened(path) as stream:
         number = 0
         while line := stream.readline(MAX_LINE):
             number += 1
             if number == 1:
                 line = _without_mark(path, line)
+            if unpacked:
+                unpacked.add(bounds.EACH_ROW + len(line))
             cut = len(line) >= MAX_LINE and not line.endswith(b"\n")
             while cut and (rest := stream.readline(MAX_LINE)) and not rest.endswith(b"\n"):
-                pass
+                if unpacked:
+                    unpacked.add(len(rest))
             yield number, line[:KEPT] if cut else line, cut
 
 
@@ -129,22 +78,26 @@ def _too_long(line: int, raw: bytes) -> Record:
     return Record(f":{line}", bad, raw)
 
 
-def _json_lines(path: Path) -> Iterator[Record]:
-    for number, line, cut in _lines(path):
+def _json_lines(path: Path, gigabytes: float) -> Iterator[Record]:
+    for number, line, cut in _lines(path, gigabytes):
         if cut:
             yield _too_long(number, line)
         elif line.strip():
             yield _parsed(number, line.rstrip(b"\r\n"))
 
 
-def _json(path: Path) -> Iterator[Record]:
+def _json(path: Path, gigabytes: float) -> Iterator[Record]:
     """An array of objects if the first sign is ``[``, else JSON lines."""
-    first = next((line for _, line, _ in _lines(path) if line.strip()), b"")
+    first = next((line for _, line, _ in _lines(path, gigabytes) if line.strip()), b"")
     if not first.lstrip().startswith(b"["):
-        yield from _json_lines(path)
+        yield from _json_lines(path, gigabytes)
         return
+    unpacked = Unpacked(path, gigabytes)
+    most = min(MAX_ARRAY, unpacked.most) if _is_packed(path) else MAX_ARRAY
     with _opened(path) as stream:
-        data = _without_mark(path, stream.read(MAX_ARRAY + 1))
+        data = _without_mark(path, stream.read(most + 1))
+    if _is_packed(path):
+        unpacked.add(len(data))
     if len(data) > MAX_ARRAY:
         raise FileRejected(path, "too_long", f"an array over {MAX_ARRAY:,} bytes. Use JSON lines.")
     for line, raw, ended in array_elements(data):
@@ -157,16 +110,22 @@ def _json(path: Path) -> Iterator[Record]:
             yield Record(f":{line}", bad, raw)
 
 
-def _csv(path: Path, delimiter: str) -> Iterator[Record]:
+def _csv(path: Path, gigabytes: float, delimiter: str) -> Iterator[Record]:
     """Rows by the header's names; a row's place is the line it begins on."""
     csv.field_size_limit(MAX_LINE)
     held: list[bytes] = []
 
     def texts() -> Iterator[str]:
-        for number, line, cut in _lines(path):
-            if cut:
-                raise csv.Error(f"line {number} is over {MAX_LINE:,} bytes")
+        size = marks = 0
+        for number, line, cut in _lines(path, gigabytes):
+            if not held:
+                size = marks = 0
             held.append(line)
+            size, marks = size + len(line), marks + line.count(delimiter.encode())
+            if cut or size > MAX_LINE:
+                raise csv.Error(f"up to line {number} it has over {MAX_LINE:,} bytes")
+            if marks > MAX_VALUES:
+                raise csv.Error(f"up to line {number} it has over {MAX_VALUES:,} fields")
             yield line.decode("utf-8", "surrogateescape")
 
     reader = csv.reader(texts(), delimiter=delimiter, strict=True)
@@ -186,7 +145,7 @@ def _csv(path: Path, delimiter: str) -> Iterator[Record]:
             return
         if cells and not header:
             header = cells
-            _check_names(path, header)
+            check_names(path, header)
         elif cells:
             raw = b"".join(held).rstrip(b"\r\n")
             yield Record(f":{start}", _cells(header, cells, raw), raw)
@@ -202,11 +161,12 @@ def _cells(header: list[str], cells: list[str], raw: bytes) -> dict[str, Any] | 
     return dict(zip(header, cells, strict=True))
 
 
-KINDS: dict[str, Callable[[Path], Iterator[Record]]] = {
-    ".parquet": _parquet_records,
+KINDS: dict[str, Callable[[Path, float], Iterator[Record]]] = {
+    ".parquet": parquet_records,
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json,
     ".csv": partial(_csv, delimiter=","),
     ".tsv": partial(_csv, delimiter="\t"),
 }
+"""Ending -> the records of a file, which may unpack to so many gigabytes (0: see ``bounds``)."""

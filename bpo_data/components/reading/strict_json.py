@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from bpo_data.components.reading.bounds import MAX_VALUES
 from bpo_data.components.reading.faults import Bad
 
 MAX_DEPTH = 100
@@ -26,14 +27,19 @@ def loads(raw: bytes) -> Any:
 
     NaN and the infinities come through as floats, for scores to be judged where they are read.
     Raises Bad for text that is no JSON or no UTF-8, a key given twice, an integer beyond float64,
-    and nesting deeper than ``MAX_DEPTH``.
+    nesting deeper than ``MAX_DEPTH`` and more than ``MAX_VALUES`` values.
     """
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise Bad("not_utf8", f"byte {error.start + 1} of the row is not UTF-8") from error
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _depth(raw) > MAX_DEPTH:
-        raise Bad("too_deep", f"nested more than {MAX_DEPTH} deep")
+    opened, parted = raw.count(b"[") + raw.count(b"{"), raw.count(b",")
+    if opened > MAX_DEPTH or opened + parted > MAX_VALUES:
+        depth, values = _shape(raw)
+        if depth > MAX_DEPTH:
+            raise Bad("too_deep", f"nested more than {MAX_DEPTH} deep")
+        if values > MAX_VALUES:
+            raise Bad("too_large", f"the row holds more than {MAX_VALUES:,} values")
     try:
         return json.loads(text, object_pairs_hook=_object, parse_int=_integer)
     except json.JSONDecodeError as error:
@@ -65,12 +71,18 @@ def array_elements(data: bytes) -> Iterator[tuple[int, bytes, bool]]:
         yield line + data.count(b"\n", counted, data.find(rest, start)), rest, False
 
 
-def _depth(raw: bytes) -> int:
-    depth = deepest = 0
+def _shape(raw: bytes) -> tuple[int, int]:
+    """How deep lists and objects stand inside one another, and about how many values there are;
+    of very many, no more than that."""
+    depth = deepest = values = 0
     for mark in _MARK.finditer(raw):
-        depth += _STEP.get(raw[mark.start() : mark.start() + 1], 0)
+        step = _STEP.get(raw[mark.start() : mark.start() + 1], 0)
+        depth += step
         deepest = max(deepest, depth)
-    return deepest
+        values += step > 0 or raw[mark.start() : mark.end()] == b","
+        if values > MAX_VALUES:
+            break
+    return deepest, values
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
