@@ -153,11 +153,22 @@ def save_policy(policy: Policy, folder: Path) -> None:
 
 
 def policy_location(folder: Path) -> tuple[str, str | None]:
-    """(folder or hub name, revision) of the policy that an ``sft`` or ``train`` artifact holds."""
+    """(folder or hub name, revision) of the policy that an ``sft`` or ``train`` artifact holds.
+
+    Raises UserError for a pointer to a model that is none.
+    """
     pointer = folder / "model.json"
     if pointer.is_file():
-        target = json.loads(pointer.read_text(encoding="utf-8"))
-        return target["model"], target["revision"] or None
+        try:
+            target = json.loads(pointer.read_text(encoding="utf-8"))
+            model, revision = target["model"], target["revision"] or None
+            if not isinstance(model, str) or not isinstance(revision, str | None):
+                raise TypeError("it names no model")
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"{pointer} points to no model: {error}. Remove {folder} and make it again."
+            ) from error
+        return model, revision
     return str(folder / "model"), None
 
 

@@ -221,7 +221,7 @@ def test_a_quoted_field_over_many_lines_is_bounded(tmp_path, monkeypatch):
     [
         ("line.jsonl", b'{"prompt": "', b'"}\n{"prompt": "b"}\n'),
         ("field.csv", b'prompt\n"', b'"\n'),
-        ("array.json", b"[", b"]"),
+        ("array.json", b'["            ', b'"]'),
     ],
 )
 def test_a_line_or_a_field_of_a_gigabyte_stays_out_of_memory(tmp_path, name, head, tail):

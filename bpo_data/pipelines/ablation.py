@@ -25,6 +25,7 @@ from bpo_data import disk, stopping
 from bpo_data.engines import processes
 from bpo_data.errors import UserError
 from bpo_data.pipelines import config as settings
+from bpo_data.pipelines import named_code
 from bpo_data.pipelines.values import TYPES, typed
 
 SEEDED = (
@@ -156,6 +157,7 @@ def read(recipe: str, words: Sequence[str]) -> tuple[Ablation, dict[str, Any]]:
     from yaml import YAMLError
 
     values = settings.read_recipe(recipe)
+    named_code.check(recipe, values, given)
     own = {key: value for key, value in values.items() if key.startswith("ablation.")}
     own |= {key: value for key, value in given.items() if key.startswith("ablation.")}
     shared = {key: value for key, value in values.items() if key not in own}
@@ -175,6 +177,8 @@ def read(recipe: str, words: Sequence[str]) -> tuple[Ablation, dict[str, Any]]:
     problems += found.group_problems()
     if problems:  # arms that are none say nothing of what is in them
         raise UserError("\n".join(dict.fromkeys(problems)))
+    if found.base.endswith((".yaml", ".yml")):
+        named_code.check(found.base, settings.read_recipe(found.base), given)
     problems += found.problems()
     for name, arm in product(found.all_worlds(), found.arms):
         where = f"world {name}, arm {arm}" if found.worlds else f"arm {arm}"

@@ -13,7 +13,7 @@ from typing import Any
 from bpo_data import yaml_text
 from bpo_data.budget import Budget
 from bpo_data.errors import UserError, nearest
-from bpo_data.pipelines import checks
+from bpo_data.pipelines import checks, named_code
 from bpo_data.pipelines.clean import Clean
 from bpo_data.pipelines.saying import FORMATS
 from bpo_data.pipelines.values import TYPES, typed
@@ -92,7 +92,9 @@ def read(arguments: Sequence[str]) -> Asked:
     recipe = words.get("recipe", DEFAULT_RECIPE)
     values: dict[str, Any] | None = None
     try:
-        values = read_recipe(recipe)
+        found = read_recipe(recipe)
+        named_code.check(recipe, found, settings)
+        values = found
     except UserError as error:
         problems.append(str(error))
     known = values is not None

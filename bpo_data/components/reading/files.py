@@ -78,7 +78,10 @@ def column_problems(columns: Mapping[str, str]) -> Iterator[str]:
 
 
 def find_files(pattern: str) -> list[Path]:
-    """The data files a path means: a file, the supported files of a folder, or a glob's, sorted."""
+    """The data files a path means: a file, the supported files of a folder, or a glob's, sorted.
+
+    Raises UserError where there is none, or one of a folder's or a glob's lies elsewhere.
+    """
     path = Path(pattern)
     if path.is_file():
         if _suffix(path) not in KINDS:
@@ -90,6 +93,7 @@ def find_files(pattern: str) -> list[Path]:
         found = [Path(one) for one in glob.glob(pattern, recursive=True)]
     files = sorted(one for one in found if one.is_file() and _suffix(one) in KINDS)
     if files:
+        _check_links(pattern, files)
         return files
     if found or path.is_dir():
         raise UserError(f"load.path={pattern}: no data file is there. {_unsupported()}")
@@ -104,6 +108,28 @@ def find_files(pattern: str) -> list[Path]:
         else f" There is no folder {folder} either."
     )
     raise UserError(f"load.path={pattern}: nothing is there.{near}")
+
+
+def _check_links(pattern: str, files: Collection[Path]) -> None:
+    """Raises UserError for a file that lies elsewhere than where the user has pointed to.
+
+    A folder of others may link to anything that this user can read. Only the hub's cache, whose
+    ``snapshots`` are links into ``blobs``, is known to do so for good reason.
+    """
+    path = Path(pattern)
+    while not path.is_dir():
+        path = path.parent
+    allowed = [path.resolve()]
+    for one in (allowed[0], *allowed[0].parents):
+        if one.parent.name == "snapshots":
+            allowed.append(one.parent.parent / "blobs")
+    for file in files:
+        target = file.resolve()
+        if not any(target.is_relative_to(one) for one in allowed):
+            raise UserError(
+                f"load.path={pattern}: {file} is a link to {target}, outside of {path}. If you "
+                f"mean that file, name it or its folder in load.path."
+            )
 
 
 def _suffix(path: Path) -> str:
