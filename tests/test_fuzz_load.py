@@ -93,7 +93,7 @@ def check(name: str, content: bytes) -> str:
 
 
 @settings(
-    max_examples=250, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 @given(hostile_files.files())
 def test_every_row_of_a_broken_file_is_read_or_rejected_or_the_file_refused(file):
