@@ -77,6 +77,8 @@ ODD: list[Any] = [
 ]
 """Values where another is expected."""
 
+ODD_NAMES = ("response", "id", "role", "score", "", "\x1b]0;x\a", "\ud800", "a\0")
+
 VALUES = st.sampled_from(ODD) | st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: (
@@ -121,7 +123,7 @@ def records(draw: Any, layouts: Sequence[str]) -> list[Any]:
         elif what == "twice" and isinstance(container, list):
             container.append(container[key])
         elif isinstance(container, dict):
-            name = draw(st.sampled_from(("response", "id", "role", "score", "", "\x1b]0;x\a")))
+            name = draw(st.sampled_from(ODD_NAMES))
             container[name] = container.pop(key)
     return rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,11 @@ def test_a_pointer_that_is_none_is_one_line(tmp_path, content):
         policy_location(tmp_path)
     (tmp_path / "model.json").write_text(json.dumps({"model": "../m", "revision": ""}))
     assert policy_location(tmp_path) == ("../m", None)
+
+
+def test_a_file_whose_name_is_no_text_is_refused(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.jsonl"))
+    path.write_text('{"prompt": "a"}\n')
+    for named in (path, tmp_path):
+        with pytest.raises(UserError, match=r"is not UTF-8\. Rename the file"):
+            rows(named)

@@ -353,3 +353,12 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0] + 100_000
+
+
+@pytest.mark.parametrize("name", ["\\ud800", "a\\u0000"])
+def test_a_criterion_whose_name_no_table_can_carry_is_set_aside(tmp_path: Path, name: str) -> None:
+    item = f'{{"response": "x", "annotations": {{"{name}": 2}}}}'
+    (tmp_path / "rows.jsonl").write_text(f'{{"prompt": "a", "completions": [{item}]}}\n')
+    (row,) = read(str(tmp_path / "rows.jsonl"), Columns())
+    assert isinstance(row, Rejected)
+    assert row.reason in ("lone_surrogate", "control_character")

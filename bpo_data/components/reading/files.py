@@ -86,6 +86,7 @@ def find_files(pattern: str) -> list[Path]:
     if path.is_file():
         if _suffix(path) not in KINDS:
             raise UserError(f"load.path={pattern}: {_unsupported()}")
+        _check_letters([path])
         return [path]
     if path.is_dir():
         found = [one for one in path.iterdir() if not one.name.startswith(".")]
@@ -94,6 +95,7 @@ def find_files(pattern: str) -> list[Path]:
     files = sorted(one for one in found if one.is_file() and _suffix(one) in KINDS)
     if files:
         _check_links(pattern, files)
+        _check_letters(files)
         return files
     if found or path.is_dir():
         raise UserError(f"load.path={pattern}: no data file is there. {_unsupported()}")
@@ -130,6 +132,17 @@ def _check_links(pattern: str, files: Collection[Path]) -> None:
                 f"load.path={pattern}: {file} is a link to {target}, outside of {path}. If you "
                 f"mean that file, name it or its folder in load.path."
             )
+
+
+def _check_letters(files: Collection[Path]) -> None:
+    """Raises UserError for a name that cannot be written down beside the rows of its file."""
+    for file in files:
+        try:
+            str(file).encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"load.path: the name of {os.fsencode(file)!r} is not UTF-8. Rename the file."
+            ) from None
 
 
 def _suffix(path: Path) -> str:

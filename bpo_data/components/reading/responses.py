@@ -90,7 +90,7 @@ def criteria_in(item: Mapping[str, Any], notices: list[str]) -> Criteria:
             value = _first(value, RATINGS)
         points = as_number(value)
         if points is not None:
-            found[name] = points
+            found[clean(name)] = points
         elif value is not None:
             notices.append("criterion_not_a_number")
     return tuple(sorted(found.items()))
