@@ -26,6 +26,8 @@ MANIFEST = "manifest.json"
 MINUTE = 60.0  # seconds between two lines in a log
 RESUMED = ".resume"
 """Folder of an artifact in the making for what an interrupted try leaves to the next."""
+SEALS = ".seals"
+"""Folder beside parts for their digests."""
 
 
 class Artifact:
@@ -86,7 +88,12 @@ def _write_part(folder: Path, schema: pa.Schema, makes: str, name: str, table: p
     for column in schema:
         if not column.nullable and table[column.name].null_count:
             raise AssertionError(f"{makes}.{column.name} has nulls")
-    disk.write_parquet(table, folder / name)
+    disk.write_parquet(table, folder / name, seal=seal_of(folder / name))
+
+
+def seal_of(path: Path) -> Path:
+    """Where the digest of a part is kept while its artifact is in the making."""
+    return path.parent / SEALS / f"{path.name}.sha256"
 
 
 def cut(rows: pa.Table, name: str, part_rows: int) -> list[Part]:
@@ -178,7 +185,7 @@ class Draft:
         """
         parts = cut(rows, self.makes, part_rows)
         write = partial(_write_part, self.folder.absolute(), self.schema, self.makes)
-        missing = [part for part in parts if not (self.folder / part[0]).exists()]
+        missing = [part for part in parts if not self.has(self.folder / part[0])]
         with self.bar(rows.num_rows, "rows") as progress:
             progress.update(rows.num_rows - sum(part.num_rows for _, part in missing))
             end = progress.n
@@ -195,11 +202,23 @@ class Draft:
         folder = self.resumable(job.name)
         write = partial(_write_part, folder.absolute(), job.schema, job.name)
         parts = cut(job.rows, job.name, job.part_rows)
-        missing = [part for part in parts if not (folder / part[0]).exists()]
+        missing = [part for part in parts if not self.has(folder / part[0])]
         tell(job.rows.num_rows - sum(part.num_rows for _, part in missing))
         for done in self.engine.each(missing, job.set_up, write, None):
             tell(done)
         return pa.concat_tables(disk.read_parquet(folder / file) for file, _ in parts)
+
+    def has(self, path: Path) -> bool:
+        """Whether a part is there as it was written; one that has changed since is named."""
+        if not path.exists():
+            return False
+        whole = disk.sealed(path, seal_of(path))
+        if not whole:
+            logging.getLogger("bpo_data").warning(
+                "%-10s %s is not what was written (its sha256 differs): it is made again",
+                *(self.stage, path),
+            )
+        return whole
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """What has been written of the stage's table."""

@@ -9,14 +9,17 @@ from pathlib import Path
 import pyarrow as pa
 
 
-def write_parquet(table: pa.Table, path: Path) -> None:
-    """Write beside and rename, so that a file that exists is whole."""
+def write_parquet(table: pa.Table, path: Path, seal: Path | None = None) -> None:
+    """Write beside and rename, so that a file that exists is whole; its digest goes to ``seal``,
+    which is there before the file is."""
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
     writing = path.with_name(path.name + ".writing")
     pq.write_table(table, writing, compression="zstd")
     sync_file(writing)
+    if seal:
+        write_bytes(sha256(writing).encode(), seal)
     os.rename(writing, path)
 
 
@@ -25,6 +28,11 @@ def read_parquet(path: Path) -> pa.Table:
     import pyarrow.parquet as pq
 
     return pq.ParquetFile(path).read()
+
+
+def sealed(path: Path, seal: Path) -> bool:
+    """Whether a file is what was written when it was sealed."""
+    return seal.is_file() and seal.read_bytes() == sha256(path).encode()
 
 
 def write_bytes(content: bytes, path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from bpo_data import __version__, disk
-from bpo_data.artifacts import MANIFEST, RESUMED, Artifact, Draft
+from bpo_data.artifacts import MANIFEST, RESUMED, SEALS, Artifact, Draft
 from bpo_data.engines import Engine
 from bpo_data.errors import UserError
 from bpo_data.tables import canonical
@@ -29,6 +29,11 @@ LATEST = "latest"
 """Folder of links to what the last run ended with."""
 PARTIAL = ".partial"
 """End of the name of a folder in the making."""
+KEYS = {
+    *("stage", "version", "settings", "inputs", "outside", "makes", "table", "rows", "facts"),
+    *("digest", "files", "seconds", "made"),
+}
+"""What a manifest cannot lack."""
 NAME = re.compile(r"(?P<stage>[a-z]+)-[0-9a-f]{12}")
 """Names of artifacts."""
 
@@ -47,11 +52,6 @@ class Shelf:
         if not (folder / MANIFEST).is_file():
             return None
         manifest = read_manifest(folder)
-        if manifest["format"] > FORMAT:
-            raise UserError(
-                f"{folder / MANIFEST} has format {manifest['format']}; this version knows "
-                f"{FORMAT}. Install a newer bpo_data, or use another runtime.folder."
-            )
         for name, written in manifest["files"].items():
             path = folder / name
             if not path.is_file() or path.stat().st_size != written["bytes"]:
@@ -84,12 +84,14 @@ class Shelf:
         return Artifact(path.parent, manifest)
 
     def manifests(self, stage: str) -> list[tuple[Path, dict[str, Any]]]:
-        """The manifests of all finished artifacts of a stage."""
-        return [
-            (path, read_manifest(path.parent))
-            for path in self.folder.glob(f"{stage}-*/{MANIFEST}")
-            if not path.parent.name.endswith(PARTIAL)
-        ]
+        """The manifests of all finished artifacts of a stage, but for those that cannot be read:
+        whoever needs such a one hears of it from ``find``."""
+        found = []
+        for path in self.folder.glob(f"{stage}-*/{MANIFEST}"):
+            if not path.parent.name.endswith(PARTIAL):
+                with suppress(UserError):
+                    found.append((path, read_manifest(path.parent)))
+        return found
 
     @contextmanager
     def held(self, work: Work, waiting: Callable[[str], None]) -> Iterator[None]:
@@ -202,8 +204,8 @@ class Shelf:
         except UserError:
             drop_checkpoints(partial / RESUMED)
             keep_parts(partial, makes)
-            if not any(partial.iterdir()):
-                partial.rmdir()
+            if not any(path.suffix == ".parquet" for path in partial.rglob("*")):
+                shutil.rmtree(partial)
             raise
         shutil.rmtree(partial / RESUMED, ignore_errors=True)
         manifest = receipt(work, draft, time.monotonic() - started)
@@ -212,26 +214,41 @@ class Shelf:
         )
         os.rename(partial, self.folder / work.name)
         disk.sync_folder(self.folder)
+        # Last, so that a kill while the parts are hashed costs none of them.
+        shutil.rmtree(self.folder / work.name / SEALS, ignore_errors=True)
         return Artifact(self.folder / work.name, manifest)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What stands in an artifact's manifest. Raises UserError where that is no manifest."""
+    """What stands in an artifact's manifest. Raises UserError where that is no manifest, or one of
+    a newer version."""
+    path = folder / MANIFEST
     try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        form = found["format"] if isinstance(found, dict) else None
+        if not isinstance(form, int):
+            raise ValueError("it names no format")
+        lacking = sorted(KEYS - found.keys()) if form <= FORMAT else []
+        if lacking:
+            raise ValueError(f"it lacks {', '.join(lacking)}")
+    except (ValueError, KeyError) as error:
         raise UserError(
-            f"{folder / MANIFEST} cannot be read: {error}. Remove the folder {folder} and run the "
-            f"same command again."
+            f"{path} cannot be read: {error}. Remove the folder {folder} and run the same command "
+            f"again."
         ) from error
-    assert isinstance(found, dict), f"{folder / MANIFEST} is no manifest"
-    return found
+    if form > FORMAT:
+        raise UserError(
+            f"{path} has format {form}; this version knows {FORMAT}. Install a newer bpo_data, or "
+            f"use another runtime.folder."
+        )
+    whole: dict[str, Any] = found
+    return whole
 
 
 def keep_parts(partial: Path, makes: str) -> None:
     """Clear what an interrupted try left, but for its finished parts and what it left to resume."""
     for path in partial.iterdir():
-        if path.name == RESUMED:
+        if path.name in (RESUMED, SEALS):
             continue
         if path.is_dir():
             shutil.rmtree(path)
@@ -254,9 +271,10 @@ def receipt(work: Work, draft: Draft, seconds: float) -> dict[str, Any]:
     files = {}
     for path in paths:
         name = path.relative_to(draft.folder).as_posix()
-        if name != MANIFEST:
-            disk.sync_file(path)
-            files[name] = {"bytes": path.stat().st_size, "sha256": disk.sha256(path)}
+        if name == MANIFEST or name.startswith(f"{SEALS}/"):
+            continue
+        disk.sync_file(path)
+        files[name] = {"bytes": path.stat().st_size, "sha256": disk.sha256(path)}
     content = {name: file["sha256"] for name, file in files.items() if name not in draft.views}
     # A pointer to a model says nothing of its weights: what lies outside counts as content too.
     content |= {f"outside:{name}": digest for name, digest in work.outside.items()}

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from helpers import TINY
 
+from bpo_data import disk
 from bpo_data.artifacts import Artifact, Draft, Pulse
 from bpo_data.engines import at
 from bpo_data.errors import UserError
+from bpo_data.pipelines.run import main
 from bpo_data.shelf import Shelf
 from bpo_data.tables import ID, columns
 from bpo_data.work import Work, difference
@@ -107,6 +112,126 @@ def test_unfinished_work_is_not_found_and_its_parts_survive(tmp_path):
     assert artifact.digest == unbroken.digest
 
 
+def broken_after(shelf: Shelf, count: int, error: type[BaseException] = RuntimeError) -> list[Path]:
+    """The parts that a try left which ended after so many."""
+    calls: list[int] = []
+
+    def make(part: pa.Table) -> pa.Table:
+        if len(calls) == count:
+            raise error("the end")
+        calls.append(part.num_rows)
+        return part
+
+    with pytest.raises(error):
+        shelf.make(
+            WORK, "pairs", SCHEMA, {}, lambda draft: draft.map_parts(rows(0, 10), lambda _: make, 4)
+        )
+    return sorted(shelf.folder.glob("*.partial/*.parquet"))
+
+
+def finished(shelf: Shelf) -> tuple[Artifact, list[str]]:
+    """The artifact that the next try ends with, and the first names of the parts that it made."""
+    made_now: list[str] = []
+
+    def make(part: pa.Table) -> pa.Table:
+        made_now.append(part["name"][0].as_py())
+        return part
+
+    whole = shelf.make(
+        WORK, "pairs", SCHEMA, {}, lambda draft: draft.map_parts(rows(0, 10), lambda _: make, 4)
+    )
+    return whole, made_now
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def test_a_disk_that_fills_up_at_the_manifest_costs_no_part(tmp_path, monkeypatch):
+    write = disk.write_bytes
+
+    def full(content, path):
+        if path.name == "manifest.json":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(content, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "write_bytes", full)
+        with pytest.raises(OSError, match="No space"):
+            finished(Shelf(tmp_path))
+    assert finished(Shelf(tmp_path))[1] == []
+
+
+def test_parts_of_what_is_not_yet_the_table_outlast_an_error_that_the_user_mends(tmp_path, caplog):
+    shelf, calls = Shelf(tmp_path), []
+
+    def run(draft: Draft, stop_after: int) -> None:
+        def make(part: pa.Table) -> pa.Table:
+            if len(calls) == stop_after:
+                raise UserError("a worker process was killed")
+            calls.append(part["name"][0].as_py())
+            return part
+
+        draft.resumable("trainer")
+        found = draft.in_parts(
+            "points", rows(0, 10), lambda _: make, SCHEMA, 4, tell=lambda count: None
+        )
+        draft.write(found)
+
+    with pytest.raises(UserError):
+        shelf.make(WORK, "pairs", SCHEMA, {}, lambda draft: run(draft, 2))
+    (first, _) = sorted(tmp_path.rglob("points-*.parquet"))
+    assert not list(tmp_path.rglob("trainer")), "a training that ended so is not gone on with"
+    flip(first)
+    made = shelf.make(WORK, "pairs", SCHEMA, {}, lambda draft: run(draft, 99))
+    assert calls == ["000", "004", "000", "008"]
+    assert f"{first} is not what was written" in caplog.text
+    assert made.table() == rows(0, 10)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [cut_short, flip])
+def test_a_part_that_changed_since_it_was_written_is_named_and_made_again(tmp_path, caplog, harm):
+    shelf = Shelf(tmp_path / "broken")
+    first, _ = broken_after(shelf, 2)
+    harm(first)
+    artifact, made_now = finished(shelf)
+    assert made_now == ["000", "008"], "the harmed part and the missing one, not the sound one"
+    assert f"{first} is not what was written (its sha256 differs): it is made again" in caplog.text
+    assert artifact.digest == finished(Shelf(tmp_path / "whole"))[0].digest
+
+
+@pytest.mark.parametrize("error", [UserError, RuntimeError, KeyboardInterrupt])
+def test_however_a_stage_ends_its_finished_parts_are_not_made_again(tmp_path, error):
+    broken_after(Shelf(tmp_path), 2, error)
+    assert finished(Shelf(tmp_path))[1] == ["008"]
+
+
+def test_a_kill_while_the_parts_are_hashed_costs_none_of_them(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("bpo_data.disk.sync_folder", lambda folder: None)
+        patch.setattr("os.rename", refuse_folders(os.rename))
+        with pytest.raises(SystemExit):
+            finished(Shelf(tmp_path))
+    artifact, made_now = finished(Shelf(tmp_path))
+    assert made_now == []
+    assert not (artifact.folder / ".seals").exists()
+
+
+def refuse_folders(rename):
+    def refusing(source, target):
+        if Path(source).is_dir():
+            raise SystemExit
+        rename(source, target)
+
+    return refusing
+
+
 def test_no_rows_still_make_a_table(tmp_path):
     artifact = Shelf(tmp_path).make(
         WORK,
@@ -148,6 +273,42 @@ def test_a_manifest_of_a_newer_format_is_refused(tmp_path):
     path.write_text(path.read_text().replace('"format": 1', '"format": 99'))
     with pytest.raises(UserError, match="newer bpo_data"):
         Shelf(tmp_path).find(WORK)
+
+
+def test_a_newer_or_broken_manifest_beside_stops_no_other_work(tmp_path):
+    shelf = Shelf(tmp_path)
+    for number, content in enumerate(('{"format": 99, "all": "new"}', '{"format": 1, "sta', "[]")):
+        folder = tmp_path / f"pair-{number:012x}"
+        folder.mkdir()
+        (folder / "manifest.json").write_text(content)
+    assert shelf.why(WORK) == "first time"
+    made(shelf)
+    assert shelf.why(replace(WORK, version=2)) == "stage version 1 -> 2"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"format": 1, "sta', "cannot be read"),
+        ("", "cannot be read"),
+        ("[1, 2]", "it names no format"),
+        ('{"format": 1, "stage": "pair"}', "it lacks digest, facts, files"),
+    ],
+)
+def test_a_manifest_that_is_none_is_named_with_the_way_out(tmp_path, content, words):
+    folder = made(Shelf(tmp_path)).folder
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=f"manifest.json.*{words}.*Remove the folder {folder}"):
+        Shelf(tmp_path).find(WORK)
+
+
+def test_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch, capsys):
+    def refuses(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuses)
+    assert main(["stage=load", f"runtime.folder={tmp_path}/runs", *TINY]) == 2
+    assert "No locks available" in capsys.readouterr().err
 
 
 def test_the_reason_names_what_changed(tmp_path):
@@ -207,6 +368,16 @@ def test_a_killed_holder_leaves_no_lock(tmp_path):
     with Shelf(tmp_path).held(WORK, waiting=told.append):
         pass
     assert told == []
+
+
+def test_a_lock_file_of_a_dead_process_elsewhere_holds_nobody_up(tmp_path):
+    shelf, told = Shelf(tmp_path), []
+    shelf.locks.mkdir(parents=True)
+    (shelf.locks / WORK.name).write_text("process 4711 on a-host-that-is-gone")
+    assert shelf.holder(WORK) == ""
+    with shelf.held(WORK, waiting=told.append):
+        assert told == []
+    assert not shelf.in_use(tmp_path / WORK.name)
 
 
 def test_no_file_is_left_half_written_under_its_name(tmp_path, monkeypatch):
