@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import logging
 import os
 import shlex
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from bpo_data import __version__, hub, stopping
+from bpo_data import __version__, faults, hub, stopping
 from bpo_data.errors import UserError, harmless
 from bpo_data.pipelines import config as settings
 from bpo_data.pipelines.clean import clean
@@ -43,12 +42,6 @@ USAGE = """\
   --help SECTION lists a section's settings: {sections}, ablation.
   --version"""
 
-DISK_FAULTS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
-    *(errno.ENOTDIR, errno.EEXIST),
-)
-"""What a user mends by making room or naming another folder."""
-
 
 def main(arguments: Sequence[str]) -> int:
     """Run a command line; the exit status: 0 done, 2 something to put right, 130 stopped."""
@@ -77,12 +70,14 @@ def ended(arguments: Sequence[str], voice: Voice) -> int:
         voice.note(stage=stopping.doing)
         voice.end("stopped")
         return 130
+    except MemoryError as error:
+        return put_right(voice, str(faults.of_memory(error, stopping.doing or "start")))
     except OSError as error:
-        if error.errno not in DISK_FAULTS:
+        if error.errno is None or error.errno not in faults.OF_A_DISK:
             raise
         return put_right(
             voice,
-            f"{error.strerror}: {error.filename or 'the runs folder'}. Make room or use "
+            f"{os.strerror(error.errno)}: {error.filename or 'the runs folder'}. Make room or use "
             f"another runtime.folder; the same command goes on from here.",
         )
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from bpo_data import hub, stopping
+from bpo_data import faults, hub, stopping
 from bpo_data.artifacts import Artifact, Draft
 from bpo_data.budget import RUN
 from bpo_data.engines import engine_of
@@ -128,6 +128,8 @@ class Run(Command):
         except UserError as error:
             raise UserError(located(step, str(error))) from error
         except Exception as error:  # rises whole, with what we know
+            if fault := faults.known(error, self.shelf.folder, step.name):
+                raise fault from error
             error.add_note(
                 f"This happened in the stage {step.name}. What it had finished is in "
                 f"{self.shelf.folder / work.name}.partial, and the same command goes on from it."
