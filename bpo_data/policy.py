@@ -6,13 +6,16 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from bpo_data import checkpoints
+from bpo_data.artifacts import MANIFEST, Artifact
 from bpo_data.errors import UserError
+from bpo_data.shelf import read_manifest
 from bpo_data.tables import Message
 
 if TYPE_CHECKING:
@@ -155,8 +158,10 @@ def save_policy(policy: Policy, folder: Path) -> None:
 def policy_location(folder: Path) -> tuple[str, str | None]:
     """(folder or hub name, revision) of the policy that an ``sft`` or ``train`` artifact holds.
 
-    Raises UserError for a pointer to a model that is none.
+    Raises UserError for a pointer to a model that is none, and where a file is not what was written.
     """
+    if (folder / MANIFEST).is_file():
+        check_written(folder)
     pointer = folder / "model.json"
     if pointer.is_file():
         try:
@@ -170,6 +175,15 @@ def policy_location(folder: Path) -> tuple[str, str | None]:
             ) from error
         return model, revision
     return str(folder / "model"), None
+
+
+@cache
+def check_written(folder: Path) -> None:
+    """Compare the model of an artifact with its manifest, once in a process: models are large."""
+    artifact = Artifact(folder, read_manifest(folder))
+    for name in artifact.manifest["files"]:
+        if name.startswith("model"):
+            artifact.checked(name)
 
 
 ROUND = "round.json"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import logging
 import os
 import shutil
 import warnings
@@ -195,7 +197,8 @@ DRAWS = "draws.safetensors"
 """A file in a checkpoint: where torch's draws stood before the order of the epoch under way. The
 sampler of transformers draws it anew on resuming, from wherever they stand then."""
 WHOLE = "whole"
-"""A file in a checkpoint that is written last: one without it is not gone on from."""
+"""A file in a checkpoint that is written last, the others' digests: without it, or where one is not
+what was written, the checkpoint is not gone on from."""
 
 
 def train(trainer: Any, bar: Any) -> list[dict[str, float]]:
@@ -234,7 +237,9 @@ def train(trainer: Any, bar: Any) -> list[dict[str, float]]:
                 return
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             save_file(drawn, folder / DRAWS)
-            disk.write_bytes(b"", folder / WHOLE)
+            for path in folder.iterdir():
+                disk.sync_file(path)  # or a loss of power leaves the last file and not the others
+            disk.write_bytes(json.dumps(disk.folder_digests(str(folder))).encode(), folder / WHOLE)
             for older in folder.parent.glob("checkpoint-*"):
                 if older != folder:  # after the new one is whole, so that a kill leaves either
                     shutil.rmtree(older)
@@ -253,8 +258,17 @@ def train(trainer: Any, bar: Any) -> list[dict[str, float]]:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that a stopped training left, the latest whole one."""
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{WHOLE}")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    found = [path.parent for path in folder.glob(f"checkpoint-*/{WHOLE}")]
+    for checkpoint in sorted(found, key=lambda path: -int(path.name.rpartition("-")[2])):
+        digests = disk.folder_digests(str(checkpoint))
+        del digests[WHOLE]
+        if (checkpoint / WHOLE).read_bytes() == json.dumps(digests).encode():
+            return checkpoint
+        logging.getLogger("bpo_data").warning(
+            "%s is not what was written (a sha256 differs): the training begins anew", checkpoint
+        )
+        shutil.rmtree(checkpoint)
+    return None
 
 
 def log_columns(lines: list[dict[str, float]], names: Mapping[str, str]) -> dict[str, list[float]]:

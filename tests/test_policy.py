@@ -7,14 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bpo_data.artifacts import Draft
 from bpo_data.errors import UserError
 from bpo_data.policy import (
     BREAK,
     Policy,
+    check_written,
     encode,
     load_policy,
     plain,
@@ -24,7 +27,9 @@ from bpo_data.policy import (
     save_policy,
 )
 from bpo_data.scratch import Scratch, make_policy
-from bpo_data.tables import Message
+from bpo_data.shelf import Shelf
+from bpo_data.tables import Message, columns
+from bpo_data.work import Work
 
 SPECIAL = Path(__file__).parents[2] / "shared/data/bad_inputs/28_special_tokens.jsonl"
 TALKS = [
@@ -248,3 +253,24 @@ def test_prompt_tokens_end_where_the_assistant_begins(policy: Policy) -> None:
 def test_impossible_sizes_are_named(change: dict[str, Any], problem: str) -> None:
     assert any(line.startswith(problem) for line in Scratch(**change).problems("sft.scratch"))
     assert not list(Scratch().problems("sft.scratch"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_model_of_an_artifact_is_not_used_when_a_byte_of_it_has_changed(
+    policy: Policy, tmp_path: Path, name: str
+) -> None:
+    schema = columns(step=pa.int32())
+
+    def run(draft: Draft) -> None:
+        save_policy(policy, draft.file("model"))
+        draft.write(schema.empty_table())
+
+    made = Shelf(tmp_path).make(Work("sft", 1, {}, {}), "policy", schema, {}, run)
+    assert policy_location(made.folder) == (str(made.folder / "model"), None)
+    path = made.folder / "model" / name
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    check_written.cache_clear()  # as in another process
+    with pytest.raises(UserError, match=f"{path} is not what was written.*Remove the folder"):
+        policy_location(made.folder)

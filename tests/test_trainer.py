@@ -265,6 +265,25 @@ def test_a_kill_loses_the_updates_since_the_last_checkpoint_alone(
     assert weights(again.folder) == weights(whole.folder)
 
 
+def test_a_checkpoint_that_changed_on_disk_is_named_and_not_gone_on_from(
+    started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"loss": "lr", "steps": 3, "batch": 2}
+    whole = do_train(tmp_path / "whole", started, **settings)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            do_train(tmp_path / "broken", started, **settings)
+    (state,) = (tmp_path / "broken").rglob("optimizer.pt")
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+    again = do_train(tmp_path / "broken", started, **settings)
+    assert f"{state.parent} is not what was written" in caplog.text
+    assert weights(again.folder) == weights(whole.folder)
+    assert again.read()["step"].to_pylist() == [1, 2, 3]
+
+
 @pytest.mark.parametrize("loss", ["sigmoid", "balanced"])
 def test_adapters_learn_and_end_in_the_weights(
     started: Path, tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch
