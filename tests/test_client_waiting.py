@@ -7,13 +7,16 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from email.utils import formatdate
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from asking import QUICK, ask, asking
 
 from bpo_data.llm.client import Limits, Request
+from bpo_data.llm.patience import asked_wait
 from bpo_data.llm.store import RequestStore
 from bpo_data.llm.stub import Fault, Payload, StubServer, busy, message, refused
 
@@ -82,6 +85,20 @@ def test_within_the_servers_own_limits_nothing_is_refused(store: RequestStore, k
     assert server.refused == 0
     assert {reply.state for reply in replies} == {"ok"}
     assert 3 < seconds < 6, f"{seconds:.2f} s for 75 at 20 a second"
+
+
+@pytest.mark.parametrize("hours", [-30, 0, 30])
+def test_a_time_to_come_back_is_read_by_the_servers_own_clock(hours: int) -> None:
+    """Ours may be wrong by hours, and would wait for them or give the request up."""
+    now = time.time() + 3600 * hours
+    headers = {
+        "retry-after": formatdate(now + 7, usegmt=True),
+        "date": formatdate(now, usegmt=True),
+    }
+    error = SimpleNamespace(response=SimpleNamespace(headers=headers))
+    assert asked_wait(cast(BaseException, error)) == 7
+    del headers["date"]
+    assert asked_wait(cast(BaseException, error)) == pytest.approx(max(0, 3600 * hours + 7), abs=2)
 
 
 def test_thirty_refusals_in_a_row_cost_no_attempt(store: RequestStore) -> None:

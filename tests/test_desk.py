@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -134,7 +135,7 @@ def test_replies_that_were_replaced_are_counted_since_they_were_paid_for(
         one = desk(concurrency=1)
         complete(one, server, 3, longer=2)
     facts = one.facts()
-    assert (facts["replies"], facts["replaced"], facts["asked_now"]) == (3, 1, 3)
+    assert (facts["replies"], facts["replaced"], one.asked) == (3, 1, 3)
     assert (facts["tokens_in"], facts["tokens_out"]) == (4 * 11, 3 * 7 + 1)
 
 
@@ -251,6 +252,21 @@ def test_one_run_waits_for_what_another_has_set_aside(
         timer.start()
         replies = complete(one, server, 3)
     assert {reply.state for reply in replies} == {"ok"}
+
+
+def test_what_a_run_left_before_the_clock_was_set_back_is_not_waited_for(
+    desk: Callable[..., Desk],
+) -> None:
+    """Until the clock comes to where it was, that attempt looks like one just sent."""
+    one = desk(usd=1.6)
+    with RequestStore(one.runtime.store_path()) as store:
+        attempt = ledger.Attempt("augment", "tiny", "u", "a dead run", 1.5)
+        ledger.open_attempt(store.connection, ledger.Caps("all", 1.6, None), attempt)
+        store.connection.execute("UPDATE attempts SET sent = sent + 3600")
+    started = time.monotonic()
+    with StubServer() as server, pytest.raises(UserError, match="the budget is used up"):
+        complete(one, server, 3)
+    assert time.monotonic() - started < 30
 
 
 def test_what_failed_stands_in_a_file_that_the_error_names(desk, tmp_path):

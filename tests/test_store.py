@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from bpo_data.errors import UserError
 from bpo_data.llm.replies import ANSWERED, STATES, Reply
 from bpo_data.llm.store import RequestStore, key_of, request_text
+from bpo_data.llm.syncing import Syncer
 
 REPLY = Reply("truncated", "Four, becau\u00e9\x00 \U0001f600", "length", 11, None, 3, "max_tokens")
 URL = "http://localhost:1/v1"
@@ -94,6 +96,7 @@ WRITER = """
 import sys
 from bpo_data.llm.replies import Reply
 from bpo_data.llm.store import RequestStore, key_of, request_text
+from bpo_data.llm.syncing import Syncer
 with RequestStore(sys.argv[1]) as store:
     for number in range(100):
         request = request_text("http://localhost:1/v1", {"seed": number}, 0)
@@ -161,3 +164,36 @@ def test_counts_of_tokens_that_cannot_be_are_not_known(count: object) -> None:
     }
     reply = read_completion(json.dumps(body), 1)
     assert (reply.state, reply.usage_prompt, reply.usage_completion) == ("ok", None, 3)
+
+
+def test_a_store_that_cannot_be_written_serves_what_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a name with % and ?" / "a.sqlite"
+    with RequestStore(path) as store:
+        key = put(store, 1)
+    before = {one: one.read_bytes() for one in path.parent.iterdir()}
+    monkeypatch.setattr("bpo_data.disk.not_writable", lambda folder: "it is read-only")
+    with RequestStore(path) as store:
+        assert store.get_many([key]) == {key: REPLY}
+        with pytest.raises(UserError, match="readonly"), store.transaction():
+            put(store, 2)
+        with (
+            pytest.raises(UserError, match=r"read-only.*lacks answers"),
+            Syncer(store),
+        ):
+            pass
+    assert {one: one.read_bytes() for one in path.parent.iterdir()} == before
+
+
+def test_answers_beside_a_read_only_store_are_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RequestStore(tmp_path / "a.sqlite") as store:
+        put(store, 1)
+        for name in ("a.sqlite", "a.sqlite-wal"):
+            (tmp_path / "copy").mkdir(exist_ok=True)
+            shutil.copy(tmp_path / name, tmp_path / "copy")
+    monkeypatch.setattr("bpo_data.disk.not_writable", lambda folder: "it is read-only")
+    with pytest.raises(UserError, match=r"a\.sqlite-wal holds answers.*copy both files"):
+        RequestStore(tmp_path / "copy" / "a.sqlite")

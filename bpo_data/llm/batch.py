@@ -219,7 +219,7 @@ class Batches:
         return batch
 
     def tell(self, ticket: Ticket, batch: Batch, name: str) -> None:
-        minutes = (time.time() - ticket.made) / MINUTE
+        minutes = max(0.0, time.time() - ticket.made) / MINUTE  # a clock may be set back
         done = f"{batch.done:,} of {ticket.lines:,} done"
         self.say(f"{name}: {done}, {batch.status} for {minutes:,.0f} min")
 

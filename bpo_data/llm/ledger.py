@@ -145,11 +145,11 @@ def take_over(connection: sqlite3.Connection, number: int, run: str) -> None:
 
 def under_way(connection: sqlite3.Connection, account: str, run: str, since: float) -> bool:
     """Whether other runs have live attempts on the account that were sent after ``since`` and are
-    not settled."""
+    not settled. Those of a time to come were left by a run before the clock was set back."""
     row = connection.execute(
-        "SELECT 1 FROM attempts WHERE state IS NULL AND account = ? AND run != ? AND sent > ? "
-        "AND mode = 'live' LIMIT 1",
-        (account, run, since),
+        "SELECT 1 FROM attempts WHERE state IS NULL AND account = ? AND run != ? "
+        "AND sent BETWEEN ? AND ? AND mode = 'live' LIMIT 1",
+        (account, run, since, time.time()),
     ).fetchone()
     return row is not None
 

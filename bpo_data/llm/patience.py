@@ -85,7 +85,10 @@ def asked_wait(error: BaseException) -> float | None:
         elif text.replace(".", "", 1).isdigit():
             seconds = float(text)
         else:
-            seconds = parsedate_to_datetime(text).timestamp() - time.time()
+            # From the server's own time: the clock here may be wrong by hours.
+            now = headers.get("date")
+            told = parsedate_to_datetime(now).timestamp() if now else time.time()
+            seconds = parsedate_to_datetime(text).timestamp() - told
     except (ValueError, TypeError):
         return None
     return max(0.0, seconds) if seconds == seconds else None

@@ -16,7 +16,9 @@ from dataclasses import astuple, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
+from bpo_data import disk, faults
 from bpo_data.errors import UserError
 from bpo_data.llm import ledger
 from bpo_data.llm.replies import ANSWERED, Reply
@@ -84,24 +86,31 @@ class Unwritable(UserError):
 class RequestStore:
     """Answers by key. Safe for several processes on one machine and for kill -9 at any moment.
 
-    Raises UserError when ``path`` cannot be a store: another kind of file, a newer schema, a
-    folder that cannot be written, or a file system on which SQLite cannot share (some networks').
+    On a read-only file system what it holds is found all the same. Raises UserError when ``path``
+    cannot be a store: another kind of file, a newer schema, a folder that cannot be written, or a
+    file system on which SQLite cannot share (some networks').
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.read_only = self.path.is_file() and bool(disk.not_writable(self.path.parent))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.connection = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
+            self.connection = self._connect()
             try:
                 self._prepare()
             except BaseException:
                 self.connection.close()
                 raise
         except (OSError, sqlite3.Error) as error:
+            full = self.path.parent.is_dir() and faults.room(self.path.parent) < faults.LITTLE
+            way_out = (
+                "Its disk is full: make room, and run the same command again."
+                if full
+                else "Name a new file, or a request store, on a local disk."
+            )
             raise UserError(
-                f"runtime.store={self.path} cannot be used: {error}. "
-                "Name a new file, or a request store, on a local disk."
+                f"runtime.store={self.path} cannot be used: {error}. {way_out}"
             ) from error
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Reply]:
@@ -185,17 +194,32 @@ class RequestStore:
     ) -> None:
         self.close()
 
+    def _connect(self) -> sqlite3.Connection:
+        """SQLite reads a write-ahead log with files beside it that it writes; where it can write
+        none, it is told that nobody else does either."""
+        if not self.read_only:
+            return sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
+        log = self.path.with_name(f"{self.path.name}-wal")
+        if log.exists() and log.stat().st_size:
+            raise sqlite3.OperationalError(
+                f"{log} holds answers that cannot be brought in on a read-only file system; copy "
+                f"both files elsewhere"
+            )
+        uri = f"file:{quote(str(self.path.absolute()))}?mode=ro&immutable=1"
+        return sqlite3.connect(uri, uri=True, isolation_level=None)
+
     def _prepare(self) -> None:
         """Write-ahead log, every commit flushed to disk, and our tables; several may race here."""
         if self._tables() and self._pragma("application_id") != OURS:
             raise sqlite3.DatabaseError("it is a SQLite file of another program")
+        if self.read_only:
+            self._known(self._pragma("user_version"))
+            return
         self._share()
         self.connection.execute("PRAGMA synchronous = FULL")
         self.connection.execute("BEGIN IMMEDIATE")
         try:
-            schema = self._pragma("user_version") if self._tables() else SCHEMA
-            if schema > SCHEMA:
-                raise sqlite3.DatabaseError(f"its schema is {schema}, this version has {SCHEMA}")
+            self._known(self._pragma("user_version") if self._tables() else SCHEMA)
             # Schema 1 had the replies alone: what is missing is added, nothing is rewritten.
             for table in (REPLIES, *BATCHES, *ledger.TABLES):
                 self.connection.execute(table)
@@ -205,6 +229,11 @@ class RequestStore:
         except BaseException:
             self.connection.execute("ROLLBACK")
             raise
+
+    def _known(self, schema: int) -> None:
+        """Raises DatabaseError where another version wrote the file and it cannot be used so."""
+        if schema > SCHEMA or (self.read_only and schema < SCHEMA):
+            raise sqlite3.DatabaseError(f"its schema is {schema}, this version has {SCHEMA}")
 
     def _share(self) -> None:
         """Turn on the write-ahead log; SQLite's own waiting does not cover this one statement."""

@@ -11,6 +11,7 @@ import asyncio
 import os
 from types import TracebackType
 
+from bpo_data.errors import UserError
 from bpo_data.llm.store import RequestStore
 
 
@@ -26,6 +27,11 @@ class Syncer:
         self.next: asyncio.Task[None] | None = None
 
     def __enter__(self) -> Syncer:
+        if self.store.read_only:
+            raise UserError(
+                f"runtime.store={self.store.path} is on a read-only file system and lacks answers. "
+                f"Name a copy of it that can be written."
+            )
         self.store.relax(True)
         self.log = os.open(f"{self.store.path}-wal", os.O_RDONLY)
         return self
