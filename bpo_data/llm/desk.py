@@ -266,7 +266,6 @@ class Desk:
         return {
             "replies": len(self.replies),
             "replaced": len(self.replaced),
-            "asked_now": self.asked,
             "states": {state: states[state] for state in STATES if states[state]},
             "attempts": sum(reply.attempts for reply in self.replies),
             "tokens_in": sum(reply.usage_prompt or 0 for reply in paid),

@@ -18,7 +18,7 @@ from bpo_data.artifacts import Artifact, Draft
 from bpo_data.runtime import Runtime
 from bpo_data.tables import columns, maybe
 
-VERSION = 1
+VERSION = 2
 REFERENCES = ("behaviour", "sft", "ema")
 PARTS = ("responses", "scores", "dataset", "trained")
 """Tables of each round that are looked at; ``wins`` too, where each round is evaluated."""
@@ -74,7 +74,6 @@ def schema(config: RoundsConfig) -> pa.Schema:
         chosen_over_reference=pa.float64(),
         trained_points=maybe(pa.float64()),
         win_rate=maybe(pa.float64()),
-        seconds=pa.float64(),
         usd=maybe(pa.float64()),
         dataset=pa.string(),
         policy=pa.string(),
@@ -107,7 +106,6 @@ def row_of(number: int, parts: Mapping[str, Artifact | None]) -> dict[str, Any]:
     judged = scores.table(["response_id", "score"])
     points = pc.mean(judged.filter(pc.is_in(judged["response_id"], own))["score"]).as_py()
     figures = trained.facts
-    seconds = sum(one.manifest["seconds"] for one in made.values())
     asked = [one.facts.get("requests") or {} for one in made.values()]
     prices = [one["usd"] for one in asked if one.get("replies")]
     compared = made["wins"].facts if "wins" in made else {}
@@ -125,7 +123,6 @@ def row_of(number: int, parts: Mapping[str, Artifact | None]) -> dict[str, Any]:
         "chosen_over_reference": figures["chosen_over_reference"],
         "trained_points": mean_of(compared.get("score_trained")),
         "win_rate": mean_of(compared.get("win_rate")),
-        "seconds": seconds,
         "usd": None if any(price is None for price in prices) else sum(prices),
         "dataset": dataset.folder.name,
         "policy": trained.folder.name,
