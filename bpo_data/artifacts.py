@@ -88,7 +88,7 @@ def _write_part(folder: Path, schema: pa.Schema, makes: str, name: str, table: p
     for column in schema:
         if not column.nullable and table[column.name].null_count:
             raise AssertionError(f"{makes}.{column.name} has nulls")
-    disk.write_parquet(table, folder / name, seal=seal_of(folder / name))
+    disk.write_parquet(table, folder / name, seal_of(folder / name))
 
 
 def seal_of(path: Path) -> Path:

@@ -245,13 +245,13 @@ from bpo_data.pipelines.run import main
 points, stages = sys.argv[1].split(","), sys.argv[2].split(",")
 
 def killing(write, stage, point):
-    def wrapped(content, path):
-        write(content, path) if point == "table" else None
+    def wrapped(content, path, *seal):
+        write(content, path, *seal) if point == "table" else None
         if f"/{stage}-" in str(path) and ".partial" in str(path) and (
             point == "table" or path.name == "manifest.json"
         ):
             os.kill(os.getpid(), signal.SIGKILL)
-        write(content, path) if point != "table" else None
+        write(content, path, *seal) if point != "table" else None
     return wrapped
 
 for place, stage in enumerate(stages):
@@ -296,8 +296,8 @@ augment.PART_ROWS = gradients.PART_ROWS = 30
 stage = sys.argv[1]
 write = disk.write_parquet
 
-def writing(table, path):
-    write(table, path)
+def writing(table, path, *seal):
+    write(table, path, *seal)
     if f"/{stage}-" in str(path) and path.name.endswith("-00001.parquet"):
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -141,7 +141,7 @@ except KeyboardInterrupt:
     out, error = process.communicate(timeout=30)
     assert process.returncode == 130, error
     assert "stopping after what is under way" in error
-    assert [path.name for path in tmp_path.iterdir()] == ["numbers-00000.parquet"]
+    assert [path.name for path in tmp_path.glob("*.parquet")] == ["numbers-00000.parquet"]
     assert out == ""
 
 
