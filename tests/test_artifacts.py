@@ -16,6 +16,7 @@ from helpers import TINY
 from bpo_data import disk
 from bpo_data.artifacts import Artifact, Draft, Pulse
 from bpo_data.engines import at
+from bpo_data.engines import Job
 from bpo_data.errors import UserError
 from bpo_data.pipelines.run import main
 from bpo_data.shelf import Shelf
@@ -173,9 +174,8 @@ def test_parts_of_what_is_not_yet_the_table_outlast_an_error_that_the_user_mends
             return part
 
         draft.resumable("trainer")
-        found = draft.in_parts(
-            "points", rows(0, 10), lambda _: make, SCHEMA, 4, tell=lambda count: None
-        )
+        job = Job("points", rows(0, 10), lambda _: make, SCHEMA, 4)
+        found = draft.in_parts(job, lambda count: None)
         draft.write(found)
 
     with pytest.raises(UserError):
