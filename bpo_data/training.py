@@ -265,9 +265,8 @@ def last_checkpoint(folder: Path) -> Path | None:
         if (checkpoint / WHOLE).read_bytes() == json.dumps(digests).encode():
             return checkpoint
         logging.getLogger("bpo_data").warning(
-            "%s is not what was written (a sha256 differs): the training begins anew", checkpoint
+            "%s is not what was written (a sha256 differs): it is not gone on from", checkpoint
         )
-        shutil.rmtree(checkpoint)
     return None
 
 

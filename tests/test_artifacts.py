@@ -15,8 +15,7 @@ from helpers import TINY
 
 from bpo_data import disk
 from bpo_data.artifacts import Artifact, Draft, Pulse
-from bpo_data.engines import at
-from bpo_data.engines import Job
+from bpo_data.engines import Job, at
 from bpo_data.errors import UserError
 from bpo_data.pipelines.run import main
 from bpo_data.shelf import Shelf
