@@ -158,7 +158,7 @@ def save_policy(policy: Policy, folder: Path) -> None:
 def policy_location(folder: Path) -> tuple[str, str | None]:
     """(folder or hub name, revision) of the policy that an ``sft`` or ``train`` artifact holds.
 
-    Raises UserError for a pointer to a model that is none, and where a file is not what was written.
+    Raises UserError for a pointer to a model that is none, and for a file that has changed since.
     """
     if (folder / MANIFEST).is_file():
         check_written(folder)
