@@ -8,7 +8,7 @@ from typing import Any
 
 from bpo_data import __version__
 from bpo_data.artifacts import Draft
-from bpo_data.cards import figures, judges, privacy
+from bpo_data.cards import figures, judges, online, privacy
 from bpo_data.cards.markdown import Pen, Ready
 from bpo_data.cards.metadata import UNKNOWN, card_data, content_digest
 from bpo_data.errors import some
@@ -27,8 +27,13 @@ def text(draft: Draft, config: Mapping[str, Any], prices: Prices | None = None) 
     """
     from huggingface_hub import DatasetCard
 
-    settings = {used.manifest["stage"]: used.manifest["settings"] for used in draft.inputs.values()}
-    settings = privacy.without_secrets(settings | {"export": dict(config)})
+    settings = {
+        used.manifest["stage"]: used.manifest["settings"]
+        for used in draft.inputs.values()
+        if used.manifest["stage"] != "blend"
+    }
+    settings |= {"export": dict(config), "rounds": online.settings(draft.inputs)}
+    settings = privacy.without_secrets(settings)
     differences = origins.differing(settings)
     folders = privacy.folders_in(settings)
     pen = Pen(folders)

@@ -16,9 +16,12 @@ from safetensors.torch import load_file
 from bpo_data.artifacts import Artifact
 from bpo_data.errors import UserError
 from bpo_data.pipelines import config as settings
+from bpo_data.pipelines.outlook import Standing
 from bpo_data.pipelines.running import Run
 from bpo_data.pipelines.saying import Voice
-from bpo_data.pipelines.steps import steps
+from bpo_data.pipelines.steps import REPEATED, steps
+from bpo_data.pipelines.tree import lines
+from bpo_data.stages import STAGES
 from bpo_data.stages.augment import AugmentConfig, row_seed
 from bpo_data.stages.blend import blend
 
@@ -159,6 +162,55 @@ def test_blends_are_of_the_weights_as_worked_out_by_hand(folder, offline):
     assert run.made["responses.2"].manifest["inputs"]["policy"] == run.made["start.2"].digest
     inputs = run_to_train.made["trained.2"].manifest["inputs"]
     assert inputs["reference"] == run_to_train.made["reference.2"].digest
+
+
+def test_the_lines_of_a_run_tell_a_start_from_a_reference(folder, offline, capsys):
+    run = go(folder, "rounds=2", "rounds.reference=ema", "rounds.extrapolate=0.5", stage="augment")
+    told = [row["name"] for row in run.voice.answer["stages"] if row["stage"] == "blend"]
+    assert told == ["start 2", "reference 2"]
+    printed = capsys.readouterr().err
+    assert "start      " in printed
+    assert "reference  " in printed
+    assert "0.5 beyond the newer" in printed
+
+
+def test_a_long_name_leaves_a_gap_before_its_state():
+    row = Standing(stage="blend", name="a name of twenty chars", state="kept", why="", after=[])
+    head, line = lines([row], used=False)
+    assert line.startswith("a name of twenty chars kept")
+    assert head.index("state") == line.index("kept")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["rounds=2"],
+        ["rounds=2", "rounds.reference=sft"],
+        ["rounds=3", "rounds.reference=ema", "rounds.decay=0.3", "rounds.extrapolate=0.1"],
+    ],
+)
+def test_the_card_of_a_later_round_makes_the_same_rows_again(folder, tmp_path, three, words):
+    first = go(folder, *words, stage="export")
+    made = first.made["dataset"]
+    card = (made.folder / "dataset/README.md").read_text(encoding="utf-8")
+    recipe = tmp_path / "again.yaml"
+    recipe.write_text(card.split("```json\n")[1].split("```")[0], encoding="utf-8")
+    asked = settings.read(["stage=export", f"recipe={recipe}", f"runtime.folder={folder}"])
+    again = Run(asked, Voice("json"))
+    again.go()
+    assert again.made["dataset"].folder == made.folder
+    assert ("after 1 round of" in card) == (asked.config.rounds.count == 2)
+
+
+def test_what_is_not_asked_for_is_not_evaluated(folder):
+    words = [f"runtime.folder={folder}", *SMALL, "rounds=3", "rounds.evaluate_each=true"]
+    config = settings.read(words).config
+    names = [step.name for step in steps(("train",), config)]
+    assert not [name for name in names if name.startswith("evaluate")]
+    every = [step.name for step in steps(("evaluate",), config)]
+    assert [name for name in every if name.startswith("evaluate")] == [
+        "evaluate 1", "evaluate 2", "evaluate",
+    ]  # fmt: skip
 
 
 def test_a_tied_weight_is_moved_once():

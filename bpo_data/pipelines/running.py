@@ -76,7 +76,7 @@ class Run(Command):
 
     def bring(self, step: Step) -> None:
         """Find the step's artifact or make it, and print its line."""
-        name = step.stage
+        name = step.called
         stopping.check()
         stopping.doing = step.name
         work = self.work(step)
@@ -222,6 +222,7 @@ def row_of(step: Step, verb: str, artifact: Artifact) -> dict[str, Any]:
     """A stage's line for scripts."""
     return {
         "stage": step.stage,
+        "name": step.name,
         "round": step.round,
         "verb": verb,
         "rows": artifact.rows,

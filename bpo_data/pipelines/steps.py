@@ -7,13 +7,12 @@ it trained, and what its losses compare with is what ``rounds.reference`` says.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bpo_data.stages import EVERY, MAKER, STAGES, Stage
 from bpo_data.stages.blend import BlendConfig
-from bpo_data.stages.rounds import PARTS
 
 if TYPE_CHECKING:
     from bpo_data.pipelines.config import Config
@@ -43,12 +42,14 @@ class Step:
     """Its settings, where the command's have no section of them."""
 
     @property
+    def called(self) -> str:
+        """The stage; of a blend, what it is for."""
+        return self.stage if self.stage in STAGES else self.key.partition(".")[0]
+
+    @property
     def name(self) -> str:
-        """The stage, with the round and with what a blend is for."""
-        if not self.round:
-            return self.stage
-        stage = self.stage if self.stage in STAGES else self.key.partition(".")[0]
-        return f"{stage} {self.round}"
+        """What it is called, with the round."""
+        return f"{self.called} {self.round}" if self.round else self.called
 
     @property
     def kind(self) -> Stage:
@@ -84,7 +85,7 @@ def steps(asked: Sequence[str], config: Config) -> list[Step]:
         last = number == config.rounds.count
         found += rounds.between(number)
         found += [rounds.step(name, number) for name in REPEATED if not last or name in names]
-        if config.rounds.evaluate_each and not last:
+        if config.rounds.evaluate_each and not last and "evaluate" in names:
             found.append(rounds.step("evaluate", number))
     ends = {*names, *(["rounds"] if "report" in names else [])}
     return found + [rounds.step(name, 0) for name in LAST if name in ends]
@@ -145,30 +146,43 @@ class Rounds:
             inputs["policy"] = self.policy(at)
         if name in self.compared and self.reference(at):
             inputs["reference"] = self.reference(at)
+        if name == "export" and at > 1:
+            inputs |= self.past(at)
         if name == "report":
             inputs = self.earlier() | inputs | {"rounds": "rounds"}
         key = f"{stage.makes}.{at}" if stage.makes in OF_A_ROUND else stage.makes
         return Step(name, inputs, key, number)
 
+    def past(self, number: int) -> dict[str, str]:
+        """What a round owes to those before it, for the card to tell."""
+        found = {"trained": f"trained.{number - 1}"}
+        if self.settings.extrapolate:
+            found["start"] = self.policy(number)
+        return found | ({"reference": key} if (key := self.reference(number)) else {})
+
     def earlier(self) -> dict[str, str]:
         """What rounds before the last made, for the page to count; "trained 1" by name."""
-        found: dict[str, str] = {}
-        for number in range(1, self.settings.count):
-            keys = [one.key for one in self.between(number)]
-            keys += [self.step(name, number).key for name in REPEATED]
-            keys += [f"wins.{number}"] if self.settings.evaluate_each else []
-            found |= {key.replace(".", " "): key for key in keys}
-        last = [one.key for one in self.between(self.settings.count)]
-        return found | {key.replace(".", " "): key for key in last}
+        last = self.settings.count
+        keys = [key for number in range(1, last) for key in self.made_in(number)]
+        return spaced([*keys, *(one.key for one in self.between(last))])
 
     def looked_at(self) -> dict[str, str]:
         """What the table of rounds is made from."""
-        tables = (*PARTS, "wins") if self.settings.evaluate_each else PARTS
-        return {
-            f"{table} {number}": f"{table}.{number}"
-            for number in range(1, self.settings.count + 1)
-            for table in tables
-        }
+        return spaced(
+            key for number in range(1, self.settings.count + 1) for key in self.made_in(number)
+        )
+
+    def made_in(self, number: int) -> Iterator[str]:
+        """Keys of what is made of a round, the evaluation of its policy among them."""
+        yield from (one.key for one in self.between(number))
+        yield from (self.step(name, number).key for name in REPEATED)
+        if self.settings.evaluate_each:
+            yield f"wins.{number}"
+
+
+def spaced(keys: Iterable[str]) -> dict[str, str]:
+    """Keys by the names that inputs of several rounds have: "trained 1"."""
+    return {key.replace(".", " "): key for key in keys}
 
 
 def blended(key: str, number: int, newer: str, older: str, share: float) -> Step:

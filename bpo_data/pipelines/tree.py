@@ -8,14 +8,16 @@ from bpo_data.pipelines.outlook import Standing
 from bpo_data.words import ago, lasting, size
 
 NAME = 17
-"""Characters of the column that holds the tree."""
+"""Characters of the column that holds the tree, unless a name wants more."""
 
 
 def lines(standings: Sequence[Standing], *, used: bool) -> Iterator[str]:
     """A heading and a line a stage; ``used`` adds when a run last needed it."""
     rows = {one.name: one for one in standings}
-    yield f"{'stage':<{NAME}}{'state':<8}{'time':>10}{'size':>9}  what"
-    for prefix, name in drawn(rows):
+    branches = list(drawn(rows))
+    width = max([NAME, *(len(prefix + name) + 1 for prefix, name in branches)])
+    yield f"{'stage':<{width}}{'state':<8}{'time':>10}{'size':>9}  what"
+    for prefix, name in branches:
         one = rows[name]
         about = "" if one.state == "kept" else "~"
         taken = "" if one.seconds is None else about + lasting(one.seconds)
@@ -25,7 +27,7 @@ def lines(standings: Sequence[Standing], *, used: bool) -> Iterator[str]:
             what += f"; last used {ago(one.used)}"
         if one.folder:
             what += f"  {one.folder}"
-        yield f"{prefix + name:<{NAME}}{one.state:<8}{taken:>10}{room:>9}  {what}"
+        yield f"{prefix + name:<{width}}{one.state:<8}{taken:>10}{room:>9}  {what}"
 
 
 def drawn(rows: Mapping[str, Standing]) -> Iterator[tuple[str, str]]:

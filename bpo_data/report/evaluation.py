@@ -33,8 +33,8 @@ SHARES = {
     "length_controlled": "Win rate if both responses were equally long, by logistic regression.",
     "greedy": "Win rate of greedy responses, one a prompt.",
     "greedy_length_controlled": "Win rate of greedy responses if both were equally long.",
-    "held_out": "Held-out pairs whose chosen response was likelier, a token, before training.",
-    "kept": "Kept pairs whose chosen response was likelier, a token, before training.",
+    "held_out": "Held-out pairs whose chosen response was likelier, a token, before {training}.",
+    "kept": "Kept pairs whose chosen response was likelier, a token, before {training}.",
 }
 NATS = {
     "per_response": "How far training moved the policy: KL to the SFT policy, nats a response.",
@@ -54,12 +54,13 @@ def opponent(wins: Mapping[str, Any]) -> str:
     return "earlier run's" if wins.get("against") else "SFT"
 
 
-def measured(wins: Mapping[str, Any]) -> dict[str, Any]:
+def measured(wins: Mapping[str, Any], rounds: int = 1) -> dict[str, Any]:
     """What the evaluation found besides points and the raw win rate; empty parts where it did not.
 
     ``shares`` and ``nats`` are rows (sentence, estimate); ``variety`` rows (sentence, figure by
-    side).
+    side). After several rounds the pairs are those of the last, and so is the policy before it.
     """
+    training = "the last round" if rounds > 1 else "training"
     greedy = wins.get("greedy") or {}
     shares = {
         "length_controlled": wins.get("length_controlled"),
@@ -70,7 +71,11 @@ def measured(wins: Mapping[str, Any]) -> dict[str, Any]:
     nats, varied = wins.get("kl") or {}, wins.get("diversity") or {}
     both = all(varied.get(side) for side in SIDES)
     return {
-        "shares": [(text, shares[name]) for name, text in SHARES.items() if shares.get(name)],
+        "shares": [
+            (text.format(training=training), shares[name])
+            for name, text in SHARES.items()
+            if shares.get(name)
+        ],
         "nats": [(text, nats[name]) for name, text in NATS.items() if nats.get(name)],
         "variety": [
             (text, {side: varied[side][name] for side in SIDES}) for name, text in VARIETY.items()

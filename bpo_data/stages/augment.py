@@ -33,8 +33,9 @@ CLIENTS = ("local", "openai", "replay")
 @dataclass
 class AugmentConfig:
     client: str = "local"
-    """``local`` samples from the SFT policy in process, ``openai`` from any server that speaks
-    OpenAI's chat API, ``replay`` adds nothing to the source's own responses."""
+    """``local`` samples in process from the SFT policy (in later online rounds from the trained
+    one), ``openai`` from any server that speaks OpenAI's chat API, ``replay`` adds nothing to the
+    source's own responses."""
 
     responses: int = 6
     """Responses in each prompt's pool, the source's own counted. Our choice."""

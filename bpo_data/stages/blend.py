@@ -48,7 +48,9 @@ def run(draft: Draft, config: BlendConfig, runtime: Runtime) -> None:
     parameters, distance = blend(newer.model, older.model, config.share)
     save_policy(newer, draft.file("model"))
     copy_round(draft.inputs["newer"].folder, draft.folder)
-    draft.facts |= {"result": f"{config.share:g} of the newer", "distance": distance}
+    beyond = config.share > 1
+    words = f"{config.share - 1:g} beyond the newer" if beyond else f"{config.share:g} of the newer"
+    draft.facts |= {"result": words, "distance": distance}
     draft.write(pa.table({"parameters": [parameters], "distance": [distance]}).cast(draft.schema))
 
 

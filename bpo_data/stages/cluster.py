@@ -183,7 +183,7 @@ def cosines(rows: np.ndarray, centres: np.ndarray, cluster: np.ndarray) -> np.nd
 def gradients_of(
     pairs: pa.Table, gradients: pa.Table, config: ClusterConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each pair's gradient (n, d) float32 at the SFT policy, and its completion tokens (n,).
+    """Each pair's gradient (n, d) float32 at the policy measured, and its completion tokens (n,).
 
     It is the loss's two partial derivatives, at the log-ratios of policy and reference, times the
     two response gradients. Their scales go into the derivatives: float16 rows are never widened.

@@ -1,4 +1,4 @@
-"""One low-rank projected gradient per response, at the SFT policy."""
+"""One low-rank projected gradient per response, at the SFT policy or that of an online round."""
 
 from __future__ import annotations
 

@@ -135,6 +135,7 @@ def gathered(
 ) -> dict[str, Any]:
     """Everything the template shows but the map's points."""
     wins = evaluation.by_topic(inputs)
+    rounds = inputs["rounds"].facts["rounds"] if "rounds" in inputs else []
     breadths = breadth.topic_rows(inputs, table)
     requests = costs.request_rows(inputs)
     settings = privacy.without_secrets(settings_by_stage(inputs))
@@ -147,11 +148,11 @@ def gathered(
         "stand_ins": origins.stand_ins(settings["sft"], members),
         "judges": members,
         "said": evaluation.said(inputs["wins"].facts),
-        "measured": evaluation.measured(inputs["wins"].facts),
+        "measured": evaluation.measured(inputs["wins"].facts, len(rounds)),
         "opponent": evaluation.opponent(inputs["wins"].facts),
         "evaluator": evaluation.evaluator(settings["score"], settings["evaluate"]),
         "depths": depths.to_pylist(),
-        "rounds": inputs["rounds"].facts["rounds"] if "rounds" in inputs else [],
+        "rounds": rounds,
         "online": settings.get("rounds", {}),
         "topics": {"wins": wins, "breadth": breadths, "most": TOPICS},
         "worlds": list(ablation.worlds(*ablation.outcomes(config.ablation)))

@@ -20,8 +20,8 @@ from bpo_data.tables import columns, maybe
 
 VERSION = 2
 REFERENCES = ("behaviour", "sft", "ema")
-PARTS = ("responses", "scores", "dataset", "trained")
-"""Tables of each round that are looked at; ``wins`` too, where each round is evaluated."""
+AFTER = "wins"
+"""The evaluation of a round's policy, which is none of the work of the round."""
 
 
 @dataclass
@@ -34,18 +34,21 @@ class RoundsConfig:
     reference: str = "behaviour"
     """What the loss of the second round and later ones compares the policy with: ``behaviour`` (the
     policy that sampled the round, as it is before the round's training), ``sft`` (the SFT policy,
-    as iterative DPO often has it), or ``ema`` (a mean of the policies before each round)."""
+    as iterative DPO often has it), or ``ema`` (a running mean of the weights of the SFT policy and
+    of the policies that sampled)."""
 
     decay: float = 0.5
     """Share of the reference before that ``ema`` keeps at each new round; our choice."""
 
     extrapolate: float = 0.0
     """Each later round starts from, and samples with, the trained policy moved on by this share of
-    what the last round changed, in the weights; 0 starts from the trained policy. A momentum after
-    Accelerated Preference Optimization (arXiv 2410.06293), which has it in the policy."""
+    the way from the one trained before it (the SFT policy, for the first), in the weights; 0 starts
+    from the trained policy. A momentum after Accelerated Preference Optimization (arXiv
+    2410.06293), which has it in the policy."""
 
     evaluate_each: bool = False
-    """Evaluate the policy after each round, not after the last alone."""
+    """Where ``evaluate`` is asked for, evaluate the policy after each round, not after the last
+    alone."""
 
     def problems(self) -> Iterator[str]:
         if self.count < 1:
@@ -59,7 +62,8 @@ class RoundsConfig:
 
 
 def schema(config: RoundsConfig) -> pa.Schema:
-    """A row a round; log-probabilities and rewards in nats, times beta where they are rewards."""
+    """A row a round; log-probabilities and rewards in nats, times beta where they are rewards.
+    ``usd`` is what the round's requests came to, without those of its evaluation."""
     return columns(
         round=pa.int32(),
         responses=pa.int64(),
@@ -83,8 +87,7 @@ def schema(config: RoundsConfig) -> pa.Schema:
 def run(draft: Draft, config: RoundsConfig, runtime: Runtime) -> None:
     """Write a row of each round, from what its stages made."""
     found = [
-        row_of(number, {name: draft.inputs.get(f"{name} {number}") for name in (*PARTS, "wins")})
-        for number in range(1, config.count + 1)
+        row_of(number, of_round(draft.inputs, number)) for number in range(1, config.count + 1)
     ]
     draft.write(pa.Table.from_pylist(found, schema=draft.schema))
     draft.facts |= {
@@ -97,18 +100,25 @@ def run(draft: Draft, config: RoundsConfig, runtime: Runtime) -> None:
     }
 
 
-def row_of(number: int, parts: Mapping[str, Artifact | None]) -> dict[str, Any]:
+def of_round(inputs: Mapping[str, Artifact], number: int) -> dict[str, Artifact]:
+    """What a round made, by table: "trained 2" is ``trained`` of the second."""
+    named = (name.split(" ") for name in inputs)
+    return {table: inputs[f"{table} {own}"] for table, own in named if own == str(number)}
+
+
+def row_of(number: int, made: Mapping[str, Artifact]) -> dict[str, Any]:
     """The figures of a round; ``points`` are of the responses that its policy wrote."""
-    made = {name: part for name, part in parts.items() if part}
-    responses, scores, dataset, trained = (made[name] for name in PARTS)
+    responses, scores, dataset, trained = (
+        made[name] for name in ("responses", "scores", "dataset", "trained")
+    )
     wrote = responses.table(["response_id", "author"])
     own = wrote.filter(pc.equal(wrote["author"], "policy"))["response_id"].combine_chunks()
     judged = scores.table(["response_id", "score"])
     points = pc.mean(judged.filter(pc.is_in(judged["response_id"], own))["score"]).as_py()
     figures = trained.facts
-    asked = [one.facts.get("requests") or {} for one in made.values()]
+    asked = [one.facts.get("requests") or {} for name, one in made.items() if name != AFTER]
     prices = [one["usd"] for one in asked if one.get("replies")]
-    compared = made["wins"].facts if "wins" in made else {}
+    compared = made[AFTER].facts if AFTER in made else {}
     return {
         "round": number,
         "responses": len(own),

@@ -65,7 +65,7 @@ class TrainConfig:
     jeffreys and js at a share of their own, 0.001."""
 
     beta: float = 0.1
-    """Strength of the pull towards the starting policy; what it means depends on the loss."""
+    """Strength of the pull towards the reference; what it means depends on the loss."""
 
     beta_rejected: float = 0.0
     """Beta of the rejected responses, for losses that can have two; 0 means ``beta``."""
@@ -134,12 +134,13 @@ class TrainConfig:
     """Compute activations twice to save memory, for large models."""
 
     precompute_ref_log_probs: bool = False
-    """Measure the starting policy once beforehand, so that it need not stay in memory."""
+    """Measure the reference once beforehand, so that it need not stay in memory."""
 
     reference_from: str = "policy"
-    """Where the reference's log-probabilities come from: ``policy`` (the starting policy runs
-    beside the trained one, or once with ``precompute_ref_log_probs``), or ``gradients`` (as that
-    stage measured them; no response may be cut)."""
+    """Where the reference's log-probabilities come from: ``policy`` (the reference, which is the
+    starting policy unless rounds bring another, runs beside the trained one, or once with
+    ``precompute_ref_log_probs``), or ``gradients`` (as that stage measured them; no response may be
+    cut)."""
 
     seed: int = 0
     """Decides the order of the pairs, and the first weights of adapters."""
