@@ -2,11 +2,14 @@
 
 An artifact's name says what is in it, so a copy is as good as the original: what is there is
 fetched in place of being made, and what is made is sent. A copy counts once its manifest is there,
-which is sent last, and every file is checked against it when it is fetched.
+which is sent last, and every file is checked against it when it is fetched. The files lie in a
+folder that the manifest's digest names: two machines that send the same artifact at the same time,
+its times or last bits different, never mix theirs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bpo_data import disk
-from bpo_data.artifacts import MANIFEST, Artifact
+from bpo_data.artifacts import MANIFEST, RESUMED, Artifact
 from bpo_data.errors import UserError
 from bpo_data.shelf import PARTIAL
 
@@ -48,12 +51,20 @@ class Mirror:
 
         Raises UserError where the mirror does not answer, or the manifest is none.
         """
+        text = self.text(name)
+        return None if text is None else self.told(name, text)
+
+    def text(self, name: str) -> bytes | None:
+        """The manifest as it is there; None where it is not."""
         system, root = self.system
         with answering(self.url):
             try:
-                text = system.cat_file(f"{root}/{name}/{MANIFEST}")
+                return bytes(system.cat_file(f"{root}/{name}/{MANIFEST}"))
             except FileNotFoundError:
                 return None
+
+    def told(self, name: str, text: bytes) -> dict[str, Any]:
+        """What a manifest says. Raises UserError where it is none."""
         try:
             found = json.loads(text)
             paths = [PurePosixPath(path) for path in found["files"]]
@@ -73,31 +84,37 @@ class Mirror:
 
         Raises UserError where a file is not what the manifest says.
         """
-        manifest = self.manifest(name)
-        if manifest is None:
+        text = self.text(name)
+        if text is None:
             return None
-        system, root = self.system
-        coming = folder / f"{name}{PARTIAL}"  # an interrupted try to make it has no more use
-        shutil.rmtree(coming, ignore_errors=True)
-        coming.mkdir(parents=True)
+        manifest = self.told(name, text)
+        # Apart from the finished parts of an interrupted try to make it: cut short, a file that
+        # was being fetched would be taken for one of them.
+        coming = folder / f"{name}{PARTIAL}" / RESUMED / version(text)
         for file, written in manifest["files"].items():
-            path = coming / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with answering(self.url):
-                system.get_file(f"{root}/{name}/{file}", str(path))
-            if disk.sha256(path) != written["sha256"]:
-                shutil.rmtree(coming)
-                raise UserError(
-                    f"{self.url}/{name}/{file} is not what was sent (its sha256 differs from "
-                    f"{MANIFEST}). Remove {self.url}/{name} and run the same command again."
-                )
-            disk.sync_file(path)
-        disk.write_bytes(
-            json.dumps(manifest, indent=1, ensure_ascii=False).encode(), coming / MANIFEST
-        )
+            self.fetch_file(f"{name}/{version(text)}/{file}", coming / file, written["sha256"])
+        disk.write_bytes(text, coming / MANIFEST)
         os.rename(coming, folder / name)
+        shutil.rmtree(folder / f"{name}{PARTIAL}")
         disk.sync_folder(folder)
         return Artifact(folder / name, manifest)
+
+    def fetch_file(self, place: str, path: Path, digest: str) -> None:
+        """Bring a file here, unless a try that was interrupted has brought it."""
+        if path.is_file() and disk.sha256(path) == digest:
+            return
+        system, root = self.system
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with answering(self.url):
+            system.get_file(f"{root}/{place}", str(path))
+        if disk.sha256(path) != digest:
+            path.unlink()
+            name = place.partition("/")[0]
+            raise UserError(
+                f"{self.url}/{place} is not what was sent (its sha256 differs from {MANIFEST}). "
+                f"Remove {self.url}/{name} and run the same command again."
+            )
+        disk.sync_file(path)
 
     def send(self, artifact: Artifact) -> bool:
         """Copy a finished artifact there, its manifest last; False where it was there already."""
@@ -105,15 +122,20 @@ class Mirror:
         if self.manifest(name) is not None:
             return False
         system, root = self.system
+        text = (artifact.folder / MANIFEST).read_bytes()
         with answering(self.url):
             for file in artifact.manifest["files"]:
-                place = f"{root}/{name}/{file}"
+                place = f"{root}/{name}/{version(text)}/{file}"
                 if has_folders(system):
                     system.makedirs(place.rpartition("/")[0], exist_ok=True)
                 system.put_file(str(artifact.checked(file)), place)
-            text = (artifact.folder / MANIFEST).read_bytes()
             system.pipe_file(f"{root}/{name}/{MANIFEST}", text)
         return True
+
+
+def version(text: bytes) -> str:
+    """The folder of the files that a manifest lists."""
+    return hashlib.sha256(text).hexdigest()[:12]
 
 
 def has_folders(system: Any) -> bool:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
 
 from bpo_data.artifacts import Draft, cut
 from bpo_data.engines import Job, Place, at, directly, engine_of
@@ -81,6 +82,27 @@ def test_what_has_nothing_missing_sets_nothing_up(tmp_path):
     again = draft_in(tmp_path / "draft")
     again.map_parts(numbers(6), never, 4)
     assert again.read() == draft.read()
+
+
+def threads_of(part: pa.Table) -> pa.Table:
+    """Threads that the libraries of this process compute on, at most."""
+    threads = max(pool["num_threads"] for pool in threadpool_info())
+    return pa.table({"row_id": part["row_id"], "square": [threads] * part.num_rows})
+
+
+def counting(place: Place) -> Any:
+    assert threads_of(numbers(1))["square"].to_pylist() == [1], "where it sets up"
+    return threads_of
+
+
+def test_workers_compute_on_as_many_threads_as_the_run_is_given(tmp_path, monkeypatch):
+    """On two a product of matrices has other last bits than on one."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, "2")
+    draft = draft_in(tmp_path / "draft")
+    draft.engine = engine_of(Runtime(engine="processes", processes=1, threads=1))
+    draft.map_parts(numbers(2), counting, 4)
+    assert draft.read()["square"].to_pylist() == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ import pyarrow as pa
 import pytest
 from helpers import TINY
 
+from bpo_data import disk
 from bpo_data.artifacts import MANIFEST, Artifact, Draft
+from bpo_data.engines import at
 from bpo_data.errors import UserError
-from bpo_data.mirror import Mirror
+from bpo_data.mirror import Mirror, version
 from bpo_data.pipelines import config as settings
 from bpo_data.pipelines.command import Command
 from bpo_data.pipelines.planning import plan
@@ -32,12 +34,21 @@ def url(request: pytest.FixtureRequest) -> str:
     return f"memory://{request.node.name}"
 
 
-def make(folder: Path) -> Artifact:
+def make(folder: Path, page: str = "made at noon") -> Artifact:
+    """In two parts, with a folder and a page that no digest covers."""
+
     def run(draft: Draft) -> None:
-        draft.write(pa.table({"n": pa.array([1, 2], pa.int32())}))
+        rows = pa.table({"n": pa.array([1, 2], pa.int32())})
+        draft.map_parts(rows, at(lambda part: part), 1)
         draft.file("model/config.json").write_text("{}")
+        draft.view("page.html").write_text(page)
 
     return Shelf(folder).make(WORK, "numbers", SCHEMA, {}, run)
+
+
+def place_of(mirror: Mirror, artifact: Artifact, file: str) -> str:
+    text = (artifact.folder / MANIFEST).read_bytes()
+    return f"{mirror.system[1]}/{WORK.name}/{version(text)}/{file}"
 
 
 def test_what_is_sent_is_fetched_byte_for_byte(tmp_path, url):
@@ -67,12 +78,55 @@ def test_a_copy_without_its_manifest_is_none(tmp_path, url):
 
 def test_a_changed_file_is_refused_and_nothing_is_kept(tmp_path, url):
     mirror = Mirror(url)
-    mirror.send(make(tmp_path / "here"))
-    system, root = mirror.system
-    system.pipe_file(f"{root}/{WORK.name}/model/config.json", b"{x")
+    sent = make(tmp_path / "here")
+    mirror.send(sent)
+    system, _ = mirror.system
+    place = place_of(mirror, sent, "model/config.json")
+    system.pipe_file(place, b"{x")
     with pytest.raises(UserError, match="is not what was sent"):
         mirror.fetch(WORK.name, tmp_path / "there")
-    assert not list((tmp_path / "there").iterdir())
+    assert Shelf(tmp_path / "there").find(WORK) is None
+    assert not list((tmp_path / "there").rglob("config.json"))
+    system.pipe_file(place, b"{}")
+    assert mirror.fetch(WORK.name, tmp_path / "there").digest == sent.digest
+
+
+def test_a_fetch_that_is_cut_off_leaves_nothing_that_is_taken_for_a_finished_part(
+    tmp_path, url, monkeypatch
+):
+    sent = make(tmp_path / "here")
+    mirror = Mirror(url)
+    mirror.send(sent)
+    system, _ = mirror.system
+    whole = type(system).get_file
+
+    def killed(self: object, place: str, path: str) -> None:
+        whole(self, place, path)
+        Path(path).write_bytes(Path(path).read_bytes()[:9])
+        raise KeyboardInterrupt
+
+    there = tmp_path / "there"
+    finished = there / f"{WORK.name}.partial" / "numbers-00000.parquet"
+    disk.write_parquet(sent.read("numbers-00000.parquet"), finished)
+    monkeypatch.setattr(type(system), "get_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        mirror.fetch(WORK.name, there)
+    assert finished.exists(), "parts that were made here stay until all is fetched"
+    assert make(there).table() == sent.table(), "made here, with the mirror gone"
+
+
+def test_two_machines_that_send_at_the_same_time_never_mix_their_files(tmp_path, url, monkeypatch):
+    one, two = (make(tmp_path / name, page=name) for name in ("one", "two"))
+    mirror = Mirror(url)
+    with monkeypatch.context() as patched:
+        patched.setattr(Mirror, "manifest", lambda self, name: None)  # each before the other
+        assert mirror.send(one)
+        assert mirror.send(two)
+    for last in (one, two):
+        text = (last.folder / MANIFEST).read_bytes()
+        mirror.system[0].pipe_file(f"{mirror.system[1]}/{WORK.name}/{MANIFEST}", text)
+        found = mirror.fetch(WORK.name, tmp_path / f"from {last.folder.parent.name}")
+        assert (found.folder / "page.html").read_text() == last.folder.parent.name
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "model/../../evil"])

@@ -44,6 +44,17 @@ SetUp = Callable[[Place], Make]
 """Called once by every worker; with more than one process, what it holds must be picklable."""
 
 
+def set_up_in_worker(set_up: SetUp, number: int, threads: int) -> Make:
+    """A worker's maker, with the threads of its libraries as the process that runs stages has them:
+    on more threads a product of matrices ends in other bits."""
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(threads)  # for what the set-up computes
+    make = set_up(Place(number))
+    threadpool_limits(threads)  # for libraries that it has loaded
+    return make
+
+
 @dataclass(frozen=True)
 class Job:
     """Rows to be made of other rows, in parts."""

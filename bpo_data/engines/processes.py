@@ -14,7 +14,7 @@ from multiprocessing import connection
 from typing import Any
 
 from bpo_data import stopping
-from bpo_data.engines import Make, Part, Place, SetUp, Write, named
+from bpo_data.engines import Make, Part, SetUp, Write, named, set_up_in_worker
 from bpo_data.errors import UserError
 from bpo_data.runtime import Runtime, keep_freed_memory, quiet_libraries
 
@@ -49,7 +49,8 @@ class Processes:
         numbers: Any = context.SimpleQueue()
         for number in range(count):
             numbers.put(number)
-        pool = ProcessPoolExecutor(count, context, _begin, (set_up, numbers))
+        begin = set_up, numbers, self.runtime.threads
+        pool = ProcessPoolExecutor(count, context, _begin, begin)
         left = iter(parts)
         under_way: dict[Future[None], int] = {}
         try:
@@ -79,7 +80,7 @@ class Processes:
 
 
 _making: list[Make] = []
-_begun: list[tuple[SetUp, int]] = []
+_begun: list[tuple[SetUp, int, int]] = []
 
 
 def end_with_parent() -> None:
@@ -101,18 +102,17 @@ def end_children() -> None:
         child.kill()
 
 
-def _begin(set_up: SetUp, numbers: Any) -> None:
+def _begin(set_up: SetUp, numbers: Any, threads: int) -> None:
     end_with_parent()
     keep_freed_memory()
     quiet_libraries()
     stopping.deafen()  # what is sent to the whole group is the parent's to judge
-    _begun.append((set_up, numbers.get()))
+    _begun.append((set_up, numbers.get(), threads))
 
 
 def _make(part: Part, write: Write) -> None:
     if not _making:  # here and not in _begin, whose errors would not reach the caller
-        set_up, number = _begun[-1]
-        _making.append(set_up(Place(number)))
+        _making.append(set_up_in_worker(*_begun[-1]))
     try:
         write(part[0], _making[-1](part[1]))
     except Exception as error:  # rises whole, with what we know

@@ -37,7 +37,8 @@ class ClusterConfig:
 
     choose_k: str = "root"
     """How ``cluster.k=0`` is settled: ``root`` is min(100, round(sqrt(pairs / 2))), ``silhouette``
-    the number, up to twice that, with the highest mean silhouette on 5,000 pairs drawn by lot."""
+    the number, up to twice that, with the highest mean silhouette on 5,000 pairs drawn by lot. With
+    ``cluster.fit_on`` the pairs are those of the sample."""
 
     fit_on: int = 0
     """Pairs, drawn by lot, that clusters are fitted on; all are then assigned to the nearest
