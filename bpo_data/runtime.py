@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bpo_data.budget import Budget
+from bpo_data.cards.privacy import SECRET_VALUE
 from bpo_data.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -91,6 +92,11 @@ class Runtime:
             yield (
                 "runtime.engine=ray needs Ray: pip install 'bpo-data[ray]', or use "
                 "runtime.engine=processes."
+            )
+        if SECRET_VALUE.search(self.mirror):
+            yield (
+                "runtime.mirror has a key in its address, which would be written down: leave it "
+                "to the environment, where the protocol's package looks for it."
             )
         if self.processes < 0:
             yield f"runtime.processes={self.processes}: use at least 1, or 0 for one a GPU or core."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -15,7 +16,7 @@ from test_server_pipeline import arguments, policy, reply
 
 from bpo_data.errors import UserError
 from bpo_data.llm.endpoint import Endpoint
-from bpo_data.llm.forecast import Asks, Seen, forecast, table
+from bpo_data.llm.forecast import Asks, Seen, forecast, over_rounds, table
 from bpo_data.llm.ledger import Bill
 from bpo_data.llm.limits import Limits
 from bpo_data.llm.prices import Price, Prices
@@ -34,6 +35,24 @@ def reckon(count: int = 10, asks: Asks | None = None, **more):
     settings = {"seen": Seen(), "limits": Limits(4), "prices": PRICED, "held": 0, **more}
     missing = [asking(number) for number in range(count)]
     return forecast("augment", "tiny", missing=missing, asks=asks or Asks([]), **settings)
+
+
+def test_a_bill_of_several_rounds_stands_below_what_was_expected_of_them_all():
+    rounds = [dataclasses.replace(reckon(count), round=count) for count in (1, 2)]
+    assert [line.split(":")[0] for line in table(rounds) if "tiny" in line] == [
+        "augment 1", "augment 2",
+    ]  # fmt: skip
+    (both,) = over_rounds(rounds)
+    whole = reckon(3)
+    for name in ("calls", "tokens_in", "tokens_out", "usd"):
+        for amount in ("least", "expected", "most"):
+            assert getattr(getattr(both, amount), name) == pytest.approx(
+                getattr(getattr(whole, amount), name)
+            )
+    bill = Bill("augment", "tiny", "live", 3, 0, 30, 20, 0.5, 0, 0, 7.0)
+    assert [line.split()[0] for line in table([both], [bill])][1:] == [
+        "augment:", "at", "expected", "at", "it",
+    ]  # fmt: skip
 
 
 def test_the_most_is_what_was_reserved_and_the_least_is_below_it():

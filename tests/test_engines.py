@@ -128,6 +128,7 @@ def test_settings_of_engines_that_cannot_work_are_named():
         "runtime.processes=4 wants runtime.engine=processes or ray": {"processes": 4},
         "runtime.address=auto is of a Ray cluster": {"address": "auto"},
         "runtime.lease=0: use seconds above 0.": {"lease": 0.0},
+        "runtime.mirror has a key in its address": {"mirror": "s3://key:word@bucket/runs"},
         "runtime.device=spread has one model on all GPUs": {
             "device": "spread", "engine": "processes",
         },

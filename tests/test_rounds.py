@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 from bpo_data.artifacts import Artifact
 from bpo_data.errors import UserError
 from bpo_data.pipelines import config as settings
+from bpo_data.pipelines.command import Command
 from bpo_data.pipelines.outlook import Standing
+from bpo_data.pipelines.planning import plan
 from bpo_data.pipelines.running import Run
 from bpo_data.pipelines.saying import Voice
 from bpo_data.pipelines.steps import REPEATED, steps
@@ -200,6 +202,14 @@ def test_the_card_of_a_later_round_makes_the_same_rows_again(folder, tmp_path, t
     again.go()
     assert again.made["dataset"].folder == made.folder
     assert ("after 1 round of" in card) == (asked.config.rounds.count == 2)
+
+
+def test_a_plan_tells_the_requests_of_each_round_apart(tmp_path):
+    words = [f"runtime.folder={tmp_path}", *SMALL, "rounds=2", "stage=train"]
+    judge = ["score.kind=rubric", "score.options.model=judge"]
+    voice = Voice("json")
+    plan(Command(settings.read([*words, *judge])), voice)
+    assert [one.called for one in voice.answer["requests"]] == ["score 1", "score 2"]
 
 
 def test_what_is_not_asked_for_is_not_evaluated(folder):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bpo_data.llm.endpoint import Endpoint
 from bpo_data.llm.ledger import Bill
@@ -61,6 +61,12 @@ class Forecast:
     most: Amount
     """Without repeated attempts after failures."""
     guess: str = ""
+    round: int = 0
+    """The online round; 0 outside rounds, and for a sum over them."""
+
+    @property
+    def called(self) -> str:
+        return f"{self.stage} {self.round}" if self.round else self.stage
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,43 @@ def seen_of(connection: sqlite3.Connection, stage: str, model: str, endpoint: En
     return Seen(*row)
 
 
+def over_rounds(found: Iterable[Forecast]) -> list[Forecast]:
+    """One forecast of each stage and model, as bills know no rounds."""
+    sums: dict[tuple[str, str], Forecast] = {}
+    for one in found:
+        key = one.stage, one.model
+        sums[key] = added(sums[key], one) if key in sums else one
+    return list(sums.values())
+
+
+def added(one: Forecast, other: Forecast) -> Forecast:
+    """Two rounds of a stage as one."""
+    return replace(
+        one,
+        held=one.held + other.held,
+        least=sum_of(one.least, other.least),
+        expected=sum_of(one.expected, other.expected),
+        most=sum_of(one.most, other.most),
+        guess=one.guess or other.guess,
+        round=0,
+    )
+
+
+def sum_of(one: Amount, other: Amount) -> Amount:
+    """The sum, of which is not known what of one is not."""
+
+    def both(first: float | None, second: float | None) -> float | None:
+        return None if first is None or second is None else first + second
+
+    return Amount(
+        one.calls + other.calls,
+        one.tokens_in + other.tokens_in,
+        one.tokens_out + other.tokens_out,
+        both(one.usd, other.usd),
+        both(one.seconds, other.seconds),
+    )
+
+
 HEAD = ("", "calls", "tokens in", "tokens out", "US dollars", "time")
 
 
@@ -158,7 +201,7 @@ def table(found: Iterable[Forecast], bills: Sequence[Bill] = ()) -> Iterator[str
     rows: list[tuple[str, ...]] = []
     for one in found:
         held = f"; {one.held:,} more are in the store" if one.held else ""
-        rows.append((f"{one.stage}: {one.model}{held}",))
+        rows.append((f"{one.called}: {one.model}{held}",))
         named = (("at least", one.least), ("expected", one.expected), ("at most", one.most))
         rows += [cells(name, amount) for name, amount in named]
         for bill in [bill for bill in rest if (bill.stage, bill.model) == (one.stage, one.model)]:

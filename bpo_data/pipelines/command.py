@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from bpo_data.artifacts import Artifact
@@ -65,7 +66,8 @@ class Command:
         """What a step is expected to ask of models at servers."""
         if step.stage not in STAGES or not costs.asks(step.stage, self.config):
             return []
-        return costs.expected(step.stage, self.config, self.tables(step))
+        found = costs.expected(step.stage, self.config, self.tables(step))
+        return [replace(one, round=step.round) for one in found]
 
     def tables(self, step: Step | None = None) -> dict[str, Any]:
         """What is made so far of the tables that forecasts need; the responses are the step's."""

@@ -13,7 +13,7 @@ from bpo_data.budget import RUN
 from bpo_data.engines import engine_of
 from bpo_data.errors import UserError
 from bpo_data.llm import ledger
-from bpo_data.llm.forecast import Forecast, table
+from bpo_data.llm.forecast import Forecast, over_rounds, table
 from bpo_data.llm.replies import ANSWERED
 from bpo_data.llm.store import RequestStore
 from bpo_data.pipelines import config as settings
@@ -146,7 +146,8 @@ class Run(Command):
         if not bills:
             return
         asked = {bill.stage for bill in bills}
-        for line in table([one for one in self.forecasts if one.stage in asked], bills):
+        expected = over_rounds(one for one in self.forecasts if one.stage in asked)
+        for line in table(expected, bills):
             self.voice.line(line)
         self.voice.note(bills=bills)
         for name, spent, lost in self.account():
