@@ -23,6 +23,7 @@ from bpo_data.pipelines.running import Run
 from bpo_data.pipelines.saying import Voice
 from bpo_data.pipelines.steps import REPEATED, steps
 from bpo_data.pipelines.tree import lines
+from bpo_data.report.costs import called, stage_rows
 from bpo_data.stages import STAGES
 from bpo_data.stages.augment import AugmentConfig, row_seed
 from bpo_data.stages.blend import blend
@@ -125,6 +126,26 @@ def test_the_table_of_rounds_says_what_the_artifacts_say(three):
     html = (three.made["figures"].folder / "report.html").read_text(encoding="utf-8")
     assert "Round by round" in html
     assert html.count(three.made["trained.2"].folder.name) >= 2, "the table, and the costs"
+
+
+def test_the_costs_on_the_page_name_every_step_once_in_the_order_of_the_run(three):
+    names = [step.name for step in three.steps if step.stage != "report"]
+    report = next(step for step in three.steps if step.stage == "report")
+    told = [row["stage"] for row in stage_rows(three.inputs(report))]
+    assert sorted(told) == sorted("evaluate 3" if name == "evaluate" else name for name in names)
+    assert [told.index(one) for one in ("load", "sft", "augment 1", "train 1", "augment 2")] == (
+        sorted(told.index(one) for one in ("load", "sft", "augment 1", "train 1", "augment 2"))
+    )
+    assert told.index("train 2") < told.index("augment 3")
+    html = (three.made["figures"].folder / "report.html").read_text(encoding="utf-8")
+    lost = html[html.index('<section id="lost"') :]
+    assert "pair 1" in lost, "a note says which round it is of"
+    assert f"Dataset <code>{three.made['dataset'].folder.name}</code>" in html
+
+
+def test_a_blend_is_called_what_it_is_for():
+    start = Artifact(Path(), {"stage": "blend"})
+    assert called("start 2", {"start 2": start}) == "start 2"
 
 
 def test_with_the_sft_policy_as_reference_a_round_begins_where_the_last_has_led(folder, offline):

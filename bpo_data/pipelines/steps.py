@@ -149,7 +149,8 @@ class Rounds:
         if name == "export" and at > 1:
             inputs |= self.past(at)
         if name == "report":
-            inputs = self.earlier() | inputs | {"rounds": "rounds"}
+            before = {table: key for table, key in inputs.items() if table not in OF_A_ROUND}
+            inputs = before | self.earlier() | inputs | {"rounds": "rounds"}
         key = f"{stage.makes}.{at}" if stage.makes in OF_A_ROUND else stage.makes
         return Step(name, inputs, key, number)
 

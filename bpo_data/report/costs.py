@@ -19,7 +19,7 @@ def stage_rows(inputs: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     """
     return [
         {
-            "stage": called(name, used),
+            "stage": called(name, inputs),
             "result": used.facts.get("result") or some(used.rows, "row"),
             "seconds": used.manifest["seconds"],
             "bytes": sum(file["bytes"] for file in used.manifest["files"].values()),
@@ -32,9 +32,17 @@ def stage_rows(inputs: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     ]
 
 
-def called(name: str, used: Artifact) -> str:
-    """The stage, with the number of an earlier round, which the name of its table has."""
-    return " ".join([used.manifest["stage"], *name.split(" ")[1:]])
+def called(name: str, inputs: Mapping[str, Artifact]) -> str:
+    """The stage, with its round where there are several, as the plan calls it.
+
+    The name of a table has the number of an earlier round; a blend's says what it is for.
+    """
+    stage = inputs[name].manifest["stage"]
+    if stage == "blend":
+        return name
+    if f"{name} 1" in inputs:
+        return f"{stage} {inputs['rounds'].manifest['settings']['count']}"
+    return " ".join([stage, *name.split(" ")[1:]])
 
 
 def request_rows(inputs: Mapping[str, Artifact]) -> list[dict[str, Any]]:
@@ -45,7 +53,7 @@ def request_rows(inputs: Mapping[str, Artifact]) -> list[dict[str, Any]]:
         if asked.get("replies"):
             found.append(
                 {
-                    "stage": called(name, used),
+                    "stage": called(name, inputs),
                     "models": asked.get("models", []),
                     "states": asked["states"],
                     "usd": asked.get("usd"),

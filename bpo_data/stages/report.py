@@ -169,17 +169,22 @@ def gathered(
         "hygiene": judging.figures(inputs["scores"]),
         "by_quota": clusters.by_quota(settings["allocate"]),
         "stages": costs.stage_rows(inputs),
+        "dataset_name": inputs["dataset"].folder.name,
+        "dataset_digest": inputs["dataset"].digest[:16],
         "requests": requests,
         "requests_total": costs.total(requests),
         "losses": losses.losses(inputs),
-        "notes": [
-            (used.manifest["stage"], said, str(used.folder))
-            for used in inputs.values()
-            for said in used.facts.get("notes", [])
-        ],
+        "notes": list(notes(inputs)),
         "formats": inputs["dataset"].facts.get("formats") or {},
         "versions": origins.versions(),
     }
+
+
+def notes(inputs: Mapping[str, Artifact]) -> Iterator[tuple[str, str, str]]:
+    """(stage, what it had to say, its folder)."""
+    for name, used in inputs.items():
+        for said in used.facts.get("notes", []):
+            yield costs.called(name, inputs), said, str(used.folder)
 
 
 def settings_by_stage(inputs: Mapping[str, Artifact]) -> dict[str, dict[str, Any]]:
