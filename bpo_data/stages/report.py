@@ -37,7 +37,7 @@ from bpo_data.stages.cluster import ClusterConfig, gradients_of
 from bpo_data.tables import columns, lookup
 from bpo_data.work import leaves, settings_of
 
-VERSION = 8
+VERSION = 9
 TOPICS = 40
 """Topics listed; the rest is in the tables the page names."""
 
