@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from helpers import TINY
@@ -21,12 +22,12 @@ from bpo_data.pipelines.outlook import Standing
 from bpo_data.pipelines.planning import plan
 from bpo_data.pipelines.running import Run
 from bpo_data.pipelines.saying import Voice
-from bpo_data.pipelines.steps import REPEATED, steps
+from bpo_data.pipelines.steps import steps
 from bpo_data.pipelines.tree import lines
 from bpo_data.report.costs import called, stage_rows
-from bpo_data.stages import STAGES
 from bpo_data.stages.augment import AugmentConfig, row_seed
 from bpo_data.stages.blend import blend
+from bpo_data.stages.rounds import row_of
 
 LOG_2 = math.log(2)
 SMALL = (*TINY, "sft.steps=20", "augment.responses=4", "train.batch=64",
@@ -54,6 +55,23 @@ def offline(folder: Path) -> Run:
 @pytest.fixture(scope="module")
 def three(folder: Path, offline: Run) -> Run:
     return go(folder, "rounds=3", "rounds.evaluate_each=true", stage="report")
+
+
+class Asked(Artifact):
+    """An artifact of which a table and facts are known."""
+
+    def __init__(self, rows: pa.Table, facts: dict[str, Any]) -> None:
+        super().__init__(Path("made"), {"facts": facts})
+        self.rows_of_it = rows
+
+    def table(self, columns: list[str] | None = None) -> pa.Table:
+        return self.rows_of_it.select(columns or self.rows_of_it.column_names)
+
+
+def table(score: pa.Array) -> pa.Table:
+    """Responses of a policy, with their points."""
+    ids = [f"p/{number:02d}" for number in range(len(score))]
+    return pa.table({"response_id": ids, "author": ["policy"] * len(ids), "score": score})
 
 
 def model_of(artifact: Artifact) -> dict[str, torch.Tensor]:
@@ -141,6 +159,19 @@ def test_the_costs_on_the_page_name_every_step_once_in_the_order_of_the_run(thre
     lost = html[html.index('<section id="lost"') :]
     assert "pair 1" in lost, "a note says which round it is of"
     assert f"Dataset <code>{three.made['dataset'].folder.name}</code>" in html
+
+
+def test_what_a_round_costs_is_without_its_evaluation():
+    found = table(score=pa.array([1.0, 2.0], pa.float32()))
+    facts = {"pairs": 1, "prompts": 1, "updates": 1, "first_loss": 0.7, "margin": 0.0,
+             "accuracy": 1.0, "chosen_over_reference": 0.0}  # fmt: skip
+
+    def asked(usd: float) -> Asked:
+        return Asked(found, facts | {"requests": {"replies": 2, "usd": usd}})
+
+    made = {"responses": Asked(found, {}), "scores": asked(0.25), "dataset": Asked(found, facts),
+            "trained": Asked(found, facts), "wins": asked(8.0)}  # fmt: skip
+    assert row_of(1, made)["usd"] == 0.25
 
 
 def test_a_blend_is_called_what_it_is_for():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from bpo_data.stages import EVERY, MAKER, STAGES, Stage
 from bpo_data.stages.blend import BlendConfig
+from bpo_data.stages.rounds import AFTER, PARTS
 
 if TYPE_CHECKING:
     from bpo_data.pipelines.config import Config
@@ -24,7 +25,7 @@ FOLLOWING = ("augment", "gradients", "train")
 LAST = ("evaluate", "rounds", "report")
 """Stages after the rounds."""
 LATER = (*REPEATED, *LAST)
-OF_A_ROUND = (*(STAGES[name].makes for name in REPEATED), "wins")
+OF_A_ROUND = (*(STAGES[name].makes for name in REPEATED), AFTER)
 
 
 @dataclass(frozen=True)
@@ -163,22 +164,19 @@ class Rounds:
 
     def earlier(self) -> dict[str, str]:
         """What rounds before the last made, for the page to count; "trained 1" by name."""
-        last = self.settings.count
-        keys = [key for number in range(1, last) for key in self.made_in(number)]
-        return spaced([*keys, *(one.key for one in self.between(last))])
+        keys: list[str] = []
+        for number in range(1, self.settings.count):
+            keys += [one.key for one in self.between(number)]
+            keys += [self.step(name, number).key for name in REPEATED]
+            keys += [f"{AFTER}.{number}"] if self.settings.evaluate_each else []
+        return spaced([*keys, *(one.key for one in self.between(self.settings.count))])
 
     def looked_at(self) -> dict[str, str]:
         """What the table of rounds is made from."""
+        tables = (*PARTS, AFTER) if self.settings.evaluate_each else PARTS
         return spaced(
-            key for number in range(1, self.settings.count + 1) for key in self.made_in(number)
+            f"{table}.{number}" for number in range(1, self.settings.count + 1) for table in tables
         )
-
-    def made_in(self, number: int) -> Iterator[str]:
-        """Keys of what is made of a round, the evaluation of its policy among them."""
-        yield from (one.key for one in self.between(number))
-        yield from (self.step(name, number).key for name in REPEATED)
-        if self.settings.evaluate_each:
-            yield f"wins.{number}"
 
 
 def spaced(keys: Iterable[str]) -> dict[str, str]:

@@ -18,10 +18,12 @@ from bpo_data.artifacts import Artifact, Draft
 from bpo_data.runtime import Runtime
 from bpo_data.tables import columns, maybe
 
-VERSION = 2
+VERSION = 3
 REFERENCES = ("behaviour", "sft", "ema")
+PARTS = ("responses", "scores", "dataset", "trained")
+"""Tables of each round that are looked at."""
 AFTER = "wins"
-"""The evaluation of a round's policy, which is none of the work of the round."""
+"""The evaluation of a round's policy, where each is evaluated: none of the work of the round."""
 
 
 @dataclass
@@ -101,22 +103,20 @@ def run(draft: Draft, config: RoundsConfig, runtime: Runtime) -> None:
 
 
 def of_round(inputs: Mapping[str, Artifact], number: int) -> dict[str, Artifact]:
-    """What a round made, by table: "trained 2" is ``trained`` of the second."""
+    """What is looked at of a round, by table: "trained 2" is ``trained`` of the second."""
     named = (name.split(" ") for name in inputs)
     return {table: inputs[f"{table} {own}"] for table, own in named if own == str(number)}
 
 
 def row_of(number: int, made: Mapping[str, Artifact]) -> dict[str, Any]:
     """The figures of a round; ``points`` are of the responses that its policy wrote."""
-    responses, scores, dataset, trained = (
-        made[name] for name in ("responses", "scores", "dataset", "trained")
-    )
+    responses, scores, dataset, trained = (made[name] for name in PARTS)
     wrote = responses.table(["response_id", "author"])
     own = wrote.filter(pc.equal(wrote["author"], "policy"))["response_id"].combine_chunks()
     judged = scores.table(["response_id", "score"])
     points = pc.mean(judged.filter(pc.is_in(judged["response_id"], own))["score"]).as_py()
     figures = trained.facts
-    asked = [one.facts.get("requests") or {} for name, one in made.items() if name != AFTER]
+    asked = [made[name].facts.get("requests") or {} for name in PARTS]
     prices = [one["usd"] for one in asked if one.get("replies")]
     compared = made[AFTER].facts if AFTER in made else {}
     return {
