@@ -83,12 +83,17 @@ class Artifact:
 
 
 def _write_part(folder: Path, schema: pa.Schema, makes: str, name: str, table: pa.Table) -> None:
-    """Write a file of a stage's table in the schema's order; a null where none may be is a bug."""
+    """Write a part of a table, and its digest beside it for whoever goes on after a crash."""
+    disk.write_parquet(checked(table, schema, makes), folder / name, seal_of(folder / name))
+
+
+def checked(table: pa.Table, schema: pa.Schema, makes: str) -> pa.Table:
+    """The table in the schema's order and types; a null where none may be is a bug."""
     table = table.select(schema.names).cast(schema)
     for column in schema:
         if not column.nullable and table[column.name].null_count:
             raise AssertionError(f"{makes}.{column.name} has nulls")
-    disk.write_parquet(table, folder / name, seal_of(folder / name))
+    return table
 
 
 def seal_of(path: Path) -> Path:
@@ -164,7 +169,7 @@ class Draft:
     def write(self, table: pa.Table, name: str = "") -> None:
         """Write the stage's table, or the named file of it; columns must be the schema's."""
         name = name or f"{self.makes}.parquet"
-        _write_part(self.folder, self.schema, self.makes, name, table)
+        disk.write_parquet(checked(table, self.schema, self.makes), self.folder / name)
         self.table_files.append(name)
 
     def write_log(self, table: pa.Table) -> None:
