@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from bpo_data.artifacts import Draft
-from bpo_data.engines import Engine, Make, Place
+from bpo_data.artifacts import Artifact, Draft
+from bpo_data.engines import Engine, Make, Place, engine_of
 from bpo_data.errors import UserError
 from bpo_data.runtime import Runtime
 from bpo_data.shelf import Shelf
@@ -49,9 +50,13 @@ class Squares:
     row: int = 20
     always: bool = False
     """each time and not only the first."""
+    crowd: int = 1
+    """Nobody begins before so many workers are there."""
 
     def __call__(self, place: Place) -> Make:
         (self.notes / f"worker-{os.getpid()}").touch()
+        while len(list(self.notes.glob("worker-*"))) < self.crowd:
+            time.sleep(0.05)
         return self.squares
 
     def squares(self, part: pa.Table) -> pa.Table:
@@ -90,29 +95,26 @@ def full() -> None:
     raise OSError(28, "No space left on device", "/somewhere")
 
 
-FAULTS: dict[str, Callable[[], None]] = {"die": die, "odd": odd, "user": user, "full": full}
+def tarry() -> None:
+    time.sleep(6.0)
 
 
-def digest(folder: Path, engine: Engine | None, squares: Squares) -> str:
-    """Of the artifact that these squares end in; parts that are in the folder are not remade."""
-    return make(folder, engine, squares).digest
+FAULTS: dict[str, Callable[[], None]] = {one.__name__: one for one in (die, odd, user, full, tarry)}
 
 
-def make(folder: Path, engine, squares: Squares):
+def make(folder: Path, engine: Engine | None, squares: Squares) -> Artifact:
+    """What these squares end in; parts that are in the folder are not remade."""
     squares.notes.mkdir(parents=True, exist_ok=True)
-    work = Work("squares", 1, {}, {}, {}, {})
+    work = Work("squares", 1, {}, {})
 
     def run(draft: Draft) -> None:
         draft.map_parts(numbers(), squares, PART_ROWS)
+        draft.facts |= draft.engine.facts
 
     return Shelf(folder).make(work, "squares", SCHEMA, {}, run, engine)
 
 
-if __name__ == "__main__":  # a driver of its own: folder, notes, address, seconds
-    import sys
-
-    from bpo_data.engines import engine_of
-
+if __name__ == "__main__":  # a driver of its own
     folder, notes, address, seconds = sys.argv[1:]
     runtime = Runtime(device="cpu", engine="ray", address=address)
-    print(digest(Path(folder), engine_of(runtime), Squares(Path(notes), float(seconds))))
+    print(make(Path(folder), engine_of(runtime), Squares(Path(notes), float(seconds))).digest)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -100,11 +99,13 @@ class Crew:
     def __init__(
         self, runtime: Runtime, parts: Sequence[Part], set_up: SetUp, write: Write
     ) -> None:
+        from ray import cloudpickle  # it knows what a script itself defines, as pickle does not
+
         self.runtime, self.write = runtime, write
         self.left = deque(parts)
         self.ray = connected(runtime)
         self.token = disk.token_in(write.folder)
-        self.packed = self.ray.put(pickle.dumps((set_up, write, runtime)))
+        self.packed = self.ray.put(cloudpickle.dumps((set_up, write, runtime)))
         self.size, options = shares(self.ray.cluster_resources(), runtime)
         self.wants = ", ".join(f"{value:g} {name[4:-1].upper()}" for name, value in options.items())
         self.kind = self.ray.remote(
@@ -148,7 +149,8 @@ class Crew:
             self.recounted = time.monotonic()
         beginning = sum(task.part is None for task in self.tasks.values())
         room = self.size - len(self.tasks) - len(self.idle)
-        for _ in range(min(room, len(self.left) - len(self.idle) - beginning)):
+        wanted = len(self.left) - len(self.idle) - beginning
+        for _ in range(min(room, wanted) if self.losses.rested() else 0):
             worker = Hired(next(self.numbers), self.kind.remote())
             begun = worker.handle.begin.remote(
                 __version__, os.getcwd(), self.token, self.packed, worker.number
@@ -165,6 +167,9 @@ class Crew:
 
         Raises what a maker raised. What was lost goes back to what is left.
         """
+        if not self.tasks:  # after losses a new worker waits for a moment
+            time.sleep(TICK)
+            return
         done, _ = self.ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=0)
         if not done:
             done, _ = self.ray.wait(list(self.tasks), num_returns=1, timeout=TICK)
@@ -226,7 +231,7 @@ class Crew:
         """Give up a worker, and have another make its part."""
         self.ray.kill(task.worker.handle)
         if task.part is None:
-            self.losses.before_begin(reason)
+            self.losses.before_begin(reason, others=bool(self.idle) or self.working())
             return
         self.losses.workers += 1
         self.put_back(task.part, task.worker, reason)

@@ -44,7 +44,7 @@ def connected(runtime: Runtime) -> Any:
             where = "runtime.engine=ray: no Ray could be started on this machine"
         raise UserError(f"{where}: {plain(str(error))[:300]}") from error
     finally:
-        if handler is not None:
+        if signal.getsignal(signal.SIGTERM) is not handler:
             signal.signal(signal.SIGTERM, handler)
     return ray
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from typing import Any
 
@@ -12,6 +13,8 @@ from bpo_data.errors import UserError, plain, some
 
 TRIES = 5
 """Workers that a part may be lost with before it is taken to be what ends them."""
+LONGEST_PAUSE = 60.0
+"""Seconds before another worker is started where one after the other was lost."""
 REASON = 140
 """Characters of what Ray says of a lost worker that are shown."""
 
@@ -26,17 +29,28 @@ class Losses:
         """That ended, or were given up, before their work was done."""
         self.stillborn = 0
         """Those in turn that had not even begun."""
+        self.last = 0.0
+        """When the last of those was lost."""
         self.tries = Counter[str]()
         """How often a part was lost."""
 
     def last_try(self, part: Part) -> bool:
         return self.tries[part[0]] == TRIES - 1
 
-    def before_begin(self, reason: str) -> None:
-        """A worker was lost while it began. Raises UserError where that goes on."""
+    def rested(self) -> bool:
+        """Whether enough time went by to start another worker: where machines have just gone, the
+        cluster may not know it yet; where memory is short, it stays so."""
+        pause = min(2.0**self.stillborn, LONGEST_PAUSE) if self.stillborn else 0.0
+        return time.monotonic() - self.last >= pause
+
+    def before_begin(self, reason: str, *, others: bool) -> None:
+        """A worker was lost while it began. Raises UserError where that goes on, and no ``others``
+        are there to do the work."""
         self.workers += 1
         self.stillborn += 1
-        if self.stillborn == TRIES:
+        self.last = time.monotonic()
+        log.warning("%-10s a worker was lost while it began: %s", stopping.doing, reason)
+        if self.stillborn >= TRIES and not others:
             raise UserError(
                 f"runtime.engine=ray: {some(TRIES, 'worker')} in turn were lost while loading what "
                 f"they need, most often for want of memory. Use fewer workers a machine. Ray says: "
