@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import logging
 import math
 import os
@@ -11,11 +12,15 @@ import shutil
 import signal
 import socket
 import tempfile
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
 
 from bpo_data.errors import UserError, plain
 from bpo_data.runtime import Runtime
 
+PREFIX, LOCK = "bpo-ray-", "in-use"
+"""Names of the folder of a Ray that is started here, and of the file in it that is locked."""
 ANSWER = 10.0
 """Seconds that a cluster's head is given to take a connection."""
 
@@ -65,14 +70,14 @@ def init(ray: Any, **where: Any) -> None:
 
 def start(ray: Any, runtime: Runtime) -> None:
     """A cluster of this machine alone, which takes orders from nobody else: its ports are open to
-    the network, so it wants a token that only its processes know."""
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    folder = tempfile.mkdtemp(prefix="bpo-ray-")
+    the network, so it wants a token, which Ray would keep in a file of the user's."""
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    folder, lock = own_folder()
 
     def end() -> None:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+        lock.close()
 
     atexit.register(end)
     init(
@@ -80,8 +85,21 @@ def start(ray: Any, runtime: Runtime) -> None:
         address="local",
         include_dashboard=False,
         num_cpus=runtime.process_count() * runtime.threads,
-        _temp_dir=folder,
+        _temp_dir=str(folder),
     )
+
+
+def own_folder() -> tuple[Path, IO[str]]:
+    """(a new folder for Ray's sockets and logs, the lock that tells it is in use); folders of
+    processes that were killed go."""
+    for old in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError), open(old / LOCK) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(old, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    lock = open(folder / LOCK, "w")  # noqa: SIM115  (held until the process ends)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return folder, lock
 
 
 def check_answers(address: str) -> None:
