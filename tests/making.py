@@ -115,6 +115,7 @@ def make(folder: Path, engine: Engine | None, squares: Squares) -> Artifact:
 
 
 if __name__ == "__main__":  # a driver of its own
-    folder, notes, address, seconds = sys.argv[1:]
+    folder, notes, address, seconds, crowd = sys.argv[1:]
     runtime = Runtime(device="cpu", engine="ray", address=address)
-    print(make(Path(folder), engine_of(runtime), Squares(Path(notes), float(seconds))).digest)
+    squares = Squares(Path(notes), float(seconds), crowd=int(crowd))
+    print(make(Path(folder), engine_of(runtime), squares).digest)

@@ -152,7 +152,7 @@ def test_a_node_that_is_killed_for_good_is_done_without(nodes, tmp_path, unbroke
 
 
 def test_a_killed_driver_goes_on_where_it_was(nodes, tmp_path, unbroken):
-    arguments = (tmp_path / "runs", tmp_path / "notes", nodes.cluster.address, 0.3)
+    arguments = (tmp_path / "runs", tmp_path / "notes", nodes.cluster.address, 0.3, 2)
     first = driver(*arguments)
     wait_for(lambda: begun(tmp_path / "notes", 4) or first.poll() is not None)
     os.kill(first.pid, signal.SIGKILL)
