@@ -52,7 +52,7 @@ class Nodes:
         import ray
 
         for node in list(self.cluster.worker_nodes):
-            self.cluster.remove_node(node, allow_graceful=False)
+            self.cluster.remove_node(node)  # in good order: the head knows of it at once
         wait_for(lambda: sum(node["Alive"] for node in ray.nodes()) == 1)
 
 
