@@ -122,8 +122,10 @@ def asked_once(before, folder) -> Iterator[tuple[StubServer, tuple[str, ...]]]:
         yield server, ("stage=gradients", *words)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_driver_that_is_ended_pays_for_no_request_twice(before, folder, asked_once, number):
+@pytest.mark.parametrize(
+    "signals", [[signal.SIGKILL], [signal.SIGTERM], [signal.SIGINT, signal.SIGINT]]
+)
+def test_a_driver_that_is_ended_pays_for_no_request_twice(before, folder, asked_once, signals):
     server, words = asked_once
     already = left_behind()
     first = started(folder, *words, *RAY)
@@ -134,10 +136,12 @@ def test_a_driver_that_is_ended_pays_for_no_request_twice(before, folder, asked_
         assert time.monotonic() < end
         time.sleep(0.02)
     sent = time.monotonic()
-    first.send_signal(number)
+    for number in signals:
+        first.send_signal(number)
+        time.sleep(0.2)
     _, errors = first.communicate(timeout=60)
     print(f"ENDED after {time.monotonic() - sent:.1f} s")
-    if number == signal.SIGTERM:
+    if signals != [signal.SIGKILL]:
         assert first.returncode == 130
         assert "stopped in gradients; the same command goes on from here." in errors
     parts = list(runs.glob("gradients-*.partial/gradients-*.parquet"))

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from bpo_data import stopping
 from bpo_data.errors import UserError, plain
 from bpo_data.runtime import Runtime
 
@@ -51,7 +52,14 @@ def connected(runtime: Runtime) -> Any:
     finally:
         if signal.getsignal(signal.SIGTERM) is not handler:
             signal.signal(signal.SIGTERM, handler)
+    atexit.register(leave, ray)
     return ray
+
+
+def leave(ray: Any) -> None:
+    """Left with the process. A second Ctrl-C within would end in an assertion of Ray's."""
+    stopping.deafen()
+    ray.shutdown()
 
 
 def init(ray: Any, **where: Any) -> None:
@@ -74,12 +82,11 @@ def start(ray: Any, runtime: Runtime) -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     folder, lock = own_folder()
 
-    def end() -> None:
-        ray.shutdown()
+    def clear() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         lock.close()
 
-    atexit.register(end)
+    atexit.register(clear)
     init(
         ray,
         address="local",
