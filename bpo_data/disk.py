@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-
 WRITING = ".writing"
 """Folder for files that several processes are writing, beside where they go."""
 

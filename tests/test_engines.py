@@ -159,7 +159,9 @@ def test_two_writers_of_a_part_never_mix_their_bytes(tmp_path):
     whole = [numbers(1 + 20_000 * size) for size in (1, 2)]
     path = tmp_path / "part-00000.parquet"
     with disk.open_to_writers(tmp_path), ThreadPoolExecutor(4) as pool:
-        writers = [pool.submit(disk.write_parquet, whole[turn % 2], path, None, True) for turn in range(40)]
+        writers = [
+            pool.submit(disk.write_parquet, whole[turn % 2], path, None, True) for turn in range(40)
+        ]
         for writer in as_completed(writers):
             writer.result()
             assert disk.read_parquet(path).num_rows in {table.num_rows for table in whole}

@@ -62,6 +62,11 @@ class Cluster:
             self.facts |= crew.facts()
 
 
+def trusted() -> dict[str, str]:
+    """What whoever started the command allows, for workers too."""
+    return {name: value for name, value in os.environ.items() if name.startswith("BPO_TRUSTED_")}
+
+
 @dataclass(eq=False)
 class Hired:
     """A worker as the driver knows it."""
@@ -105,7 +110,7 @@ class Crew:
         self.left = deque(parts)
         self.ray = connected(runtime)
         self.token = disk.token_in(write.folder)
-        self.packed = self.ray.put(cloudpickle.dumps((set_up, write, runtime)))
+        self.packed = self.ray.put(cloudpickle.dumps((set_up, write, runtime, trusted())))
         self.size, options = shares(self.ray.cluster_resources(), runtime)
         self.wants = ", ".join(f"{value:g} {name[4:-1].upper()}" for name, value in options.items())
         self.kind = self.ray.remote(

@@ -66,14 +66,16 @@ class Worker:
     def begin(self, version: str, folder: str, token: Path, packed: bytes, number: int) -> Told:
         """See whether this machine is fit, and load what is needed.
 
-        ``packed`` holds (SetUp, Write, Runtime), pickled: it can be read where versions agree.
+        ``packed`` holds (SetUp, Write, Runtime, environment), pickled: it can be read where
+        versions agree.
         """
 
         def begin() -> None:
             check_machine(version, folder, token)
             set_up: SetUp
             runtime: Runtime
-            set_up, self.write, runtime = pickle.loads(packed)
+            set_up, self.write, runtime, environment = pickle.loads(packed)
+            os.environ.update(environment)
             prepare(runtime)
             from threadpoolctl import threadpool_limits
 
