@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +84,29 @@ class Artifact:
         return path
 
 
-def _write_part(folder: Path, schema: pa.Schema, makes: str, name: str, table: pa.Table) -> None:
-    """Write a part of a table, and its digest beside it for whoever goes on after a crash."""
-    disk.write_parquet(checked(table, schema, makes), folder / name, seal_of(folder / name))
+@dataclass(frozen=True)
+class Into:
+    """Writes parts of a table in the schema's order into a folder that is open to writers."""
+
+    folder: Path
+    schema: pa.Schema
+    makes: str
+
+    def __call__(self, name: str, table: pa.Table) -> None:
+        path = self.folder / name
+        table = in_order(table, self.schema, self.makes)
+        disk.write_parquet(table, path, seal_of(path), True)
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Within, parts can be written, by whatever process."""
+        (self.folder / SEALS).mkdir(exist_ok=True)
+        with disk.open_to_writers(self.folder):
+            yield
 
 
-def checked(table: pa.Table, schema: pa.Schema, makes: str) -> pa.Table:
-    """The table in the schema's order and types; a null where none may be is a bug."""
+def in_order(table: pa.Table, schema: pa.Schema, makes: str) -> pa.Table:
+    """The schema's columns; a null where none may be is a bug."""
     table = table.select(schema.names).cast(schema)
     for column in schema:
         if not column.nullable and table[column.name].null_count:
@@ -169,7 +187,7 @@ class Draft:
     def write(self, table: pa.Table, name: str = "") -> None:
         """Write the stage's table, or the named file of it; columns must be the schema's."""
         name = name or f"{self.makes}.parquet"
-        disk.write_parquet(checked(table, self.schema, self.makes), self.folder / name)
+        disk.write_parquet(in_order(table, self.schema, self.makes), self.folder / name)
         self.table_files.append(name)
 
     def write_log(self, table: pa.Table) -> None:
@@ -189,9 +207,9 @@ class Draft:
         survived a crash and which engine makes the parts change nothing.
         """
         parts = cut(rows, self.makes, part_rows)
-        write = partial(_write_part, self.folder.absolute(), self.schema, self.makes)
+        write = Into(self.folder.absolute(), self.schema, self.makes)
         missing = [part for part in parts if not self.has(self.folder / part[0])]
-        with self.bar(rows.num_rows, "rows") as progress:
+        with self.bar(rows.num_rows, "rows") as progress, write.open():
             progress.update(rows.num_rows - sum(part.num_rows for _, part in missing))
             end = progress.n
             for done in self.engine.each(missing, set_up, write, progress):
@@ -205,12 +223,13 @@ class Draft:
         The parts wait under the job's name until the artifact is finished, so a crash loses none.
         """
         folder = self.resumable(job.name)
-        write = partial(_write_part, folder.absolute(), job.schema, job.name)
+        write = Into(folder.absolute(), job.schema, job.name)
         parts = cut(job.rows, job.name, job.part_rows)
         missing = [part for part in parts if not self.has(folder / part[0])]
         tell(job.rows.num_rows - sum(part.num_rows for _, part in missing))
-        for done in self.engine.each(missing, job.set_up, write, None):
-            tell(done)
+        with write.open():
+            for done in self.engine.each(missing, job.set_up, write, None):
+                tell(done)
         return pa.concat_tables(disk.read_parquet(folder / file) for file, _ in parts)
 
     def has(self, path: Path) -> bool:

@@ -4,23 +4,70 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
 
+WRITING = ".writing"
+"""Folder for files that several processes are writing, beside where they go."""
 
-def write_parquet(table: pa.Table, path: Path, seal: Path | None = None) -> None:
+
+def write_parquet(
+    table: pa.Table, path: Path, seal: Path | None = None, shared: bool = False
+) -> None:
     """Write beside and rename, so that a file that exists is whole; its digest goes to ``seal``,
-    which is there before the file is."""
+    which is there before the file is.
+
+    ``shared`` works within ``open_to_writers`` alone, for a file that two processes may be writing
+    at once: one that was given up for lost, and its successor.
+    """
     import pyarrow.parquet as pq
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writing = path.with_name(path.name + ".writing")
-    pq.write_table(table, writing, compression="zstd")
-    sync_file(writing)
-    if seal:
-        write_bytes(sha256(writing).encode(), seal)
-    os.rename(writing, path)
+    beside = path.parent / WRITING / f"{path.name}.{secrets.token_hex(8)}"
+    if not shared:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(path.name + ".writing")
+    try:
+        pq.write_table(table, beside, compression="zstd")
+        sync_file(beside)
+        digest = sha256(beside).encode()
+        if seal and shared:
+            _put(digest, beside.with_name(f"{beside.name}.seal"), seal)
+        elif seal:
+            write_bytes(digest, seal)
+        os.rename(beside, path)
+    except OSError:
+        with suppress(OSError):  # room for the next try
+            beside.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def open_to_writers(folder: Path) -> Iterator[None]:
+    """Within, parts can be written. From the end on that fails, wherever a writer that was given up
+    for lost stands: it cannot add a file to what is finished, nor make the folder again."""
+    place = folder / WRITING
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    try:
+        yield
+    finally:
+        closed = folder / f"{WRITING}-{secrets.token_hex(8)}"
+        with suppress(OSError):
+            os.rename(place, closed)  # first, so that nothing can be added while it is emptied
+        shutil.rmtree(closed, ignore_errors=True)
+
+
+def token_in(folder: Path) -> Path:
+    """A new file by which another machine can tell that it sees this very folder, which is open to
+    writers."""
+    path = folder / WRITING / f"token-{secrets.token_hex(8)}"
+    path.touch()
+    return path
 
 
 def read_parquet(path: Path) -> pa.Table:
@@ -38,7 +85,10 @@ def sealed(path: Path, seal: Path) -> bool:
 def write_bytes(content: bytes, path: Path) -> None:
     """Write beside, bring to disk, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    writing = path.with_name(path.name + ".writing")
+    _put(content, path.with_name(path.name + ".writing"), path)
+
+
+def _put(content: bytes, writing: Path, path: Path) -> None:
     with open(writing, "wb") as file:
         file.write(content)
         file.flush()

@@ -52,12 +52,13 @@ class Runtime:
     cores, of this machine or of the cluster."""
 
     address: str = ""
-    """The Ray cluster, such as ``auto`` or ``ray://head:10001``; empty starts one on this machine
-    that ends with the run."""
+    """The Ray cluster that this machine belongs to: ``auto``, or its head's ``host:port``; empty
+    starts one on this machine that ends with the run."""
 
     lease: float = 900.0
     """Seconds that a worker of ``ray`` may take to begin, and for a part, before another is given
-    it; when parts were finished, four times the slowest is enough, but never below 30."""
+    it; when parts were finished, four times the slowest is enough, but never below 30. Each further
+    try of a part has twice the time of the one before."""
 
     threads: int = 1
     """CPU threads of torch and FAISS. On small models more threads are slower, not faster."""
@@ -107,6 +108,11 @@ class Runtime:
             )
         if self.address and self.engine != "ray":
             yield f"runtime.address={self.address} is of a Ray cluster: set runtime.engine=ray."
+        if "://" in self.address:
+            yield (
+                f"runtime.address={self.address}: start the command on a machine of the cluster "
+                f"and use auto, or its head's host:port."
+            )
         if self.lease <= 0:
             yield f"runtime.lease={self.lease:g}: use seconds above 0."
         if self.device == "spread" and self.engine != "local":
@@ -226,3 +232,11 @@ def quiet_libraries() -> None:
         "USE_HUB_KERNELS": "NO",
     }.items():
         os.environ.setdefault(name, value)
+
+
+def prepare(runtime: Runtime) -> None:
+    """Thread counts for libraries not loaded yet, no pings from any of them, memory kept."""
+    quiet_libraries()
+    keep_freed_memory()
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(runtime.threads)

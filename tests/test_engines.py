@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import pickle
+import re
+import socket
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
-from bpo_data.artifacts import Draft, cut
-from bpo_data.engines import Job, Place, at, directly, engine_of
-from bpo_data.engines.cluster import shares
+from bpo_data import __version__, disk
+from bpo_data.artifacts import Draft, Into, cut
+from bpo_data.engines import Job, Place, alone, at, connecting, directly, engine_of, worker
+from bpo_data.engines.connecting import shares
 from bpo_data.engines.local import Local
 from bpo_data.errors import UserError
 from bpo_data.runtime import Runtime
@@ -112,6 +119,8 @@ def test_workers_compute_on_as_many_threads_as_the_run_is_given(tmp_path, monkey
         ({"CPU": 8.0}, Runtime(processes=3), 3, {"num_cpus": 1.0}),
         ({"CPU": 8.0, "GPU": 2.0}, Runtime(), 2, {"num_cpus": 1.0, "num_gpus": 1.0}),
         ({"CPU": 8.0, "GPU": 2.0}, Runtime(processes=4), 4, {"num_cpus": 1.0, "num_gpus": 0.5}),
+        ({"CPU": 8.0, "GPU": 2.0}, Runtime(processes=3), 3, {"num_cpus": 1.0, "num_gpus": 0.5}),
+        ({"CPU": 8.0}, Runtime(device="cuda"), 1, {"num_cpus": 1.0, "num_gpus": 1.0}),
         ({"CPU": 8.0, "GPU": 2.0}, Runtime(device="cpu"), 8, {"num_cpus": 1.0}),
     ],
 )
@@ -127,6 +136,9 @@ def test_settings_of_engines_that_cannot_work_are_named():
         "runtime.engine=spark: choose local, processes, ray.": {"engine": "spark"},
         "runtime.processes=4 wants runtime.engine=processes or ray": {"processes": 4},
         "runtime.address=auto is of a Ray cluster": {"address": "auto"},
+        "runtime.address=ray://head:10001: start the command on a machine of the cluster": {
+            "engine": "ray", "address": "ray://head:10001",
+        },
         "runtime.lease=0: use seconds above 0.": {"lease": 0.0},
         "runtime.mirror has a key in its address": {"mirror": "s3://key:word@bucket/runs"},
         "runtime.device=spread has one model on all GPUs": {
@@ -164,3 +176,103 @@ def test_finished_parts_survive_a_fault_that_the_user_mends(tmp_path):
     artifact = shelf.make(work, "squares", SCHEMA, {}, partial(run, room=9))
     assert (made, artifact.rows) == ([4, 4, 2], 10)
     assert not list(artifact.folder.rglob("found-*")), "they are in the table now"
+
+
+def test_two_writers_of_a_part_never_mix_their_bytes(tmp_path):
+    whole = [numbers(1 + 20_000 * size) for size in (1, 2)]
+    path = tmp_path / "part-00000.parquet"
+    with disk.open_to_writers(tmp_path), ThreadPoolExecutor(4) as pool:
+        writers = [
+            pool.submit(disk.write_parquet, whole[turn % 2], path, None, True) for turn in range(40)
+        ]
+        for writer in as_completed(writers):
+            writer.result()
+            assert disk.read_parquet(path).num_rows in {table.num_rows for table in whole}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_writer_that_was_given_up_adds_nothing_to_what_is_finished(tmp_path, monkeypatch):
+    folder = tmp_path / "squares.partial"
+    draft = draft_in(folder)
+    draft.map_parts(numbers(8), at(squares), 4)
+    late = Into(folder, SCHEMA, "squares")
+    monkeypatch.setattr(disk, "sync_file", lambda path: finish())
+
+    def finish() -> None:
+        """The artifact is finished while the late one stands between writing and renaming."""
+        scope.close()
+        folder.rename(tmp_path / "squares")
+
+    with ExitStack() as scope:
+        scope.enter_context(late.open())
+        with pytest.raises(FileNotFoundError):
+            late("squares-00000.parquet", squares(numbers(4)))
+    with pytest.raises(FileNotFoundError):  # and one that only begins to write
+        late("squares-00000.parquet", squares(numbers(4)))
+    assert [path.name for path in tmp_path.iterdir()] == ["squares"]
+    names = {path.name for path in (tmp_path / "squares").iterdir()}
+    assert names == {*draft.table_files, ".seals"}
+
+
+def test_a_part_goes_to_another_process_without_the_rest_of_its_table():
+    whole = numbers(100_000)
+    name, rows = alone(("part", whole.slice(500, 8)))
+    assert rows == whole.slice(500, 8)
+    assert len(pickle.dumps((name, rows))) < 4_000 < len(pickle.dumps(whole.slice(500, 8)))
+
+
+def test_a_machine_that_would_do_harm_says_so_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "SHOWN_WITHIN", 0.2)
+    monkeypatch.chdir(tmp_path)  # and back
+    draft = tmp_path / "runs" / "gradients.partial"
+    draft.mkdir(parents=True)
+    with disk.open_to_writers(draft):
+        token = disk.token_in(draft)
+        worker.check_machine(__version__, str(tmp_path), token)
+        for words, arguments in {
+            "has bpo_data " + __version__: ("0.0.1", str(tmp_path), token),
+            "does not see /nowhere, where the command": (__version__, "/nowhere", token),
+            f"does not see {draft}, where finished parts": (
+                __version__, str(tmp_path), token.with_name("token-other"),
+            ),
+        }.items():  # fmt: skip
+            with pytest.raises(UserError, match=re.escape(words)) as caught:
+                worker.check_machine(*arguments)
+            assert "\n" not in str(caught.value)
+
+
+def test_an_address_where_nobody_answers_is_told_at_once():
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        with pytest.raises(OSError, match="refused"):
+            connecting.check_answers(f"127.0.0.1:{nobody.getsockname()[1]}")
+        nobody.listen()
+        connecting.check_answers(f"127.0.0.1:{nobody.getsockname()[1]}")
+
+
+def test_folders_of_killed_processes_go_and_those_in_use_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    first, lock = connecting.own_folder()
+    second, other = connecting.own_folder()
+    assert {first, second} == set(tmp_path.iterdir())
+    lock.close()  # as when its process ends, however that was
+    third, last = connecting.own_folder()
+    assert {second, third} == set(tmp_path.iterdir())
+    other.close()
+    last.close()
+
+
+def test_a_worker_writes_again_where_the_fault_may_pass(monkeypatch):
+    monkeypatch.setattr(worker, "PAUSE", 0.0)
+    tries: list[str] = []
+
+    def write(name: str, table: pa.Table) -> None:
+        tries.append(name)
+        if len(tries) < 3:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+    worker.put(write, "part", numbers(1))
+    assert tries == ["part"] * 3
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No space left"):
+        worker.put(lambda name, table: (_ for _ in ()).throw(full), "part", numbers(1))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -19,10 +20,17 @@ from bpo_data.runtime import Runtime
 Make = Callable[[pa.Table], pa.Table]
 """Rows of one part -> the part of the table."""
 
-Write = Callable[[str, pa.Table], None]
-"""Puts a finished part where it belongs, whole or not at all."""
-
 Part = tuple[str, pa.Table]
+
+
+class Write(Protocol):
+    """Puts a finished part where it belongs, whole or not at all."""
+
+    @property
+    def folder(self) -> Path:
+        """Where that is; absolute. It holds a folder for what is in the writing."""
+
+    def __call__(self, name: str, table: pa.Table) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -133,3 +141,12 @@ def named(error: BaseException, part: Part) -> None:
     if ids is not None and rows.num_rows:
         words += f", {ids} {rows[ids][0].as_py()} to {rows[ids][-1].as_py()}"
     error.add_note(f"It was making {name}: {words}.")
+
+
+def alone(part: Part) -> Part:
+    """The same part for another process: a slice of a table takes the whole table along."""
+    name, rows = part
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+    return name, pa.ipc.open_stream(sink.getvalue()).read_all()

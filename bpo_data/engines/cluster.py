@@ -8,62 +8,83 @@ would wait for ever for a machine that is gone for good.
 
 from __future__ import annotations
 
+import logging
 import os
-import socket
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
-from bpo_data import __version__, stopping
-from bpo_data.engines import Make, Part, Place, SetUp, Write, named
-from bpo_data.errors import UserError, some
-from bpo_data.runtime import Runtime, keep_freed_memory, quiet_libraries
+from bpo_data import __version__, disk, stopping
+from bpo_data.engines import Part, SetUp, Write, alone
+from bpo_data.engines.connecting import connected, shares
+from bpo_data.engines.losses import Losses, reason_of
+from bpo_data.engines.worker import Told, Worker, appears
+from bpo_data.errors import UserError
+from bpo_data.runtime import Runtime
 
-TRIES = 5
-"""Workers that a part may be lost with before it is taken to be what ends them."""
 LEAST_LEASE = 30.0
 """Seconds that any worker is given for a part."""
 TICK = 1.0
 """Seconds between two looks at leases and at whether to stop."""
+RECOUNT = 5.0
+"""Seconds between two looks at how large the cluster is."""
+QUIET = 60.0
+"""Seconds without any worker after which that is said."""
+SHARED = 90.0
+"""Seconds in which this machine sees a part that another one has written."""
+
+log = logging.getLogger("bpo_data")
 
 
-class Worker:
-    """What runs on the cluster."""
+class Cluster:
+    """The engine ``ray``. What workers hold, and what they make, must be picklable."""
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-        self.make: Make | None = None
+    here = False
 
-    def begin(self, set_up: SetUp, number: int) -> tuple[str, str]:
-        """Load what is needed; (our version, the machine's name)."""
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.facts: dict[str, Any] = {}
+
+    def each(
+        self, parts: Sequence[Part], set_up: SetUp, write: Write, progress: Any
+    ) -> Iterator[int]:
+        self.facts = {"engine": "ray", "device": self.runtime.device}
+        if not parts:
+            return
+        crew = Crew(self.runtime, parts, set_up, write)
         try:
-            os.chdir(self.folder)
-        except OSError as error:
-            raise UserError(
-                f"runtime.engine=ray: {socket.gethostname()} does not see {self.folder}, where the "
-                f"command was started. Start it in a folder that all machines share."
-            ) from error
-        keep_freed_memory()
-        quiet_libraries()
-        self.make = set_up(Place(number))
-        return __version__, socket.gethostname()
+            yield from crew.made()
+        finally:
+            crew.dismiss()
+            self.facts |= crew.facts()
 
-    def work(self, part: Part, write: Write) -> None:
-        assert self.make is not None, "begin comes first"
-        try:
-            write(part[0], self.make(part[1]))
-        except Exception as error:  # rises whole, with what we know
-            named(error, part)
-            raise
+
+def trusted() -> dict[str, str]:
+    """What whoever started the command allows, for workers too."""
+    return {name: value for name, value in os.environ.items() if name.startswith("BPO_TRUSTED_")}
+
+
+@dataclass(eq=False)
+class Hired:
+    """A worker as the driver knows it."""
+
+    number: int
+    handle: Any
+    machine: str = ""
+    """Known when it has begun."""
+
+    def __str__(self) -> str:
+        return f"worker {self.number}" + (f" on {self.machine}" if self.machine else "")
 
 
 @dataclass
 class Task:
     """Something that a worker is doing."""
 
-    worker: Any
+    worker: Hired
     part: Part | None
     """None while it begins."""
     started: float = field(default_factory=time.monotonic)
@@ -73,198 +94,188 @@ class Task:
         return time.monotonic() - self.started
 
 
-class Cluster:
-    """The engine ``ray``."""
-
-    here = False
-
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
-        self.lost = 0
-        """Workers that ended, or were given up, before their part was done."""
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        return {"engine": "ray"} | ({"workers_lost": self.lost} if self.lost else {})
-
-    def each(
-        self, parts: Sequence[Part], set_up: SetUp, write: Write, progress: Any
-    ) -> Iterator[int]:
-        if not parts:
-            return
-        crew = Crew(self, self.runtime, set_up, write)
-        left, tries = deque(parts), Counter[str]()
-        try:
-            while left or crew.working():
-                if not stopping.asked():
-                    crew.enlist(len(left))
-                    crew.hand_out(left)
-                elif not crew.working():
-                    break
-                for part, done in crew.look():
-                    if done:
-                        yield part[1].num_rows
-                        continue
-                    self.lost += 1
-                    tries[part[0]] += 1
-                    if tries[part[0]] == TRIES:
-                        raise UserError(
-                            f"runtime.engine=ray: {some(TRIES, 'worker')} in turn were lost while "
-                            f"making {part[0]}, most often for want of memory. Use smaller batches "
-                            f"or fewer workers a machine, and run the same command again: parts "
-                            f"that are done are kept."
-                        )
-                    left.appendleft(part)
-            stopping.check()
-        finally:
-            crew.dismiss()
+class There(Exception):
+    """Where on the cluster an error came from: the traceback there, as its cause here."""
 
 
 class Crew:
-    """The workers of one stage."""
+    """The workers of one stage and what they have to do."""
 
-    def __init__(self, cluster: Cluster, runtime: Runtime, set_up: SetUp, write: Write) -> None:
-        self.cluster, self.runtime = cluster, runtime
+    def __init__(
+        self, runtime: Runtime, parts: Sequence[Part], set_up: SetUp, write: Write
+    ) -> None:
+        from ray import cloudpickle  # it knows what a script itself defines, as pickle does not
+
+        self.runtime, self.write = runtime, write
+        self.left = deque(parts)
         self.ray = connected(runtime)
-        self.write = write
-        self.set_up = self.ray.put(set_up)
+        self.token = disk.token_in(write.folder)
+        self.packed = self.ray.put(cloudpickle.dumps((set_up, write, runtime, trusted())))
         self.size, options = shares(self.ray.cluster_resources(), runtime)
-        self.kind = self.ray.remote(max_restarts=0, max_task_retries=0, **options)(Worker)
+        self.wants = ", ".join(f"{value:g} {name[4:-1].upper()}" for name, value in options.items())
+        self.kind = self.ray.remote(
+            max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD", **options
+        )(Worker)
+        self.numbers = count()
         self.tasks: dict[Any, Task] = {}
-        self.idle: list[Any] = []
-        self.hired = 0
+        self.idle: list[Hired] = []
+        self.losses = Losses()
+        self.machines, self.devices = set[str](), set[str]()
         self.slowest = 0.0
-        self.empty_since = time.monotonic()
-        self.stillborn = 0
-        """Workers in turn that were lost before they had begun."""
+        self.recounted = self.empty_since = self.noted = time.monotonic()
+
+    def facts(self) -> dict[str, Any]:
+        """How it was made, for the artifact's facts."""
+        device = {"device": " and ".join(sorted(self.devices))} if self.devices else {}
+        return {"machines": len(self.machines), "workers_lost": self.losses.workers, **device}
+
+    def made(self) -> Iterator[int]:
+        """Rows of each part as it is done."""
+        while self.left or self.working():
+            if not stopping.asked():
+                self.enlist()
+                self.hand_out()
+            elif not self.working():
+                break
+            for part in self.look():
+                yield part[1].num_rows
+            self.end_leases()
+            self.check_alive()
+        stopping.check()
 
     def working(self) -> bool:
         """Whether a part is under way."""
         return any(task.part for task in self.tasks.values())
 
-    def enlist(self, wanted: int) -> None:
+    def enlist(self) -> None:
         """Start workers until there are as many as there may be, or as can be of use."""
+        if time.monotonic() - self.recounted > RECOUNT:
+            self.size, _ = shares(self.ray.cluster_resources(), self.runtime)
+            self.recounted = time.monotonic()
         beginning = sum(task.part is None for task in self.tasks.values())
         room = self.size - len(self.tasks) - len(self.idle)
-        for _ in range(min(room, wanted - len(self.idle) - beginning)):
-            worker = self.kind.remote(os.getcwd())
-            begun = worker.begin.remote(self.set_up, self.hired)
+        wanted = len(self.left) - len(self.idle) - beginning
+        for _ in range(min(room, wanted) if self.losses.rested() else 0):
+            worker = Hired(next(self.numbers), self.kind.remote())
+            begun = worker.handle.begin.remote(
+                __version__, os.getcwd(), self.token, self.packed, worker.number
+            )
             self.tasks[begun] = Task(worker, None)
-            self.hired += 1
 
-    def hand_out(self, left: deque[Part]) -> None:
-        while left and self.idle:
-            worker, part = self.idle.pop(), left.popleft()
-            self.tasks[worker.work.remote(part, self.write)] = Task(worker, part)
+    def hand_out(self) -> None:
+        while self.left and self.idle:
+            worker, part = self.idle.pop(), self.left.popleft()
+            self.tasks[worker.handle.work.remote(alone(part))] = Task(worker, part)
 
-    def look(self) -> Iterator[tuple[Part, bool]]:
-        """(a part, whether it is done) of each that was finished or lost since the last look.
+    def look(self) -> Iterator[Part]:
+        """Parts that were done since the last look; waits a moment where nothing has happened.
 
-        Raises what a maker raised, and UserError where no worker begins.
+        Raises what a maker raised. What was lost goes back to what is left.
         """
+        if not self.tasks:  # after losses a new worker waits for a moment
+            time.sleep(TICK)
+            return
         done, _ = self.ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=0)
         if not done:
             done, _ = self.ray.wait(list(self.tasks), num_returns=1, timeout=TICK)
         for reference in done:
             task = self.tasks.pop(reference)
-            whole = self.ended(reference, task)
-            if task.part:
-                yield task.part, whole
-            elif not whole:
-                self.stillborn += 1
-        for reference, task in list(self.tasks.items()):
-            if task.seconds > self.lease(task):
-                del self.tasks[reference]
-                self.ray.kill(task.worker)
-                if task.part:
-                    yield task.part, False
-        self.check_alive()
+            told = self.answer(reference, task)
+            if told is None:
+                continue
+            if told.error is None:
+                self.slowest = max(self.slowest, task.seconds if task.part else 0.0)
+            elif not (told.passing and task.part and not self.losses.last_try(task.part)):
+                raise told.error from There(f"on {told.machine}:\n{told.trace}")
+            self.idle.append(task.worker)
+            self.losses.stillborn = 0
+            if task.part and told.error:
+                self.put_back(task.part, task.worker, str(told.error))
+            elif task.part:
+                self.check_seen(task.part, told.machine)
+                yield task.part
 
-    def ended(self, reference: Any, task: Task) -> bool:
-        """Whether what a worker was doing came to its end; then it is idle."""
+    def answer(self, reference: Any, task: Task) -> Told | None:
+        """What a worker has to say; None where it is lost."""
         from ray.exceptions import RayError, RayTaskError
 
         try:
-            told = self.ray.get(reference)
-        except RayTaskError as error:
-            raise error.cause from None
-        except RayError:  # the worker, its machine or the way there is gone
-            self.ray.kill(task.worker)
-            return False
-        if task.part is None and told[0] != __version__:
-            raise UserError(
-                f"runtime.engine=ray: {told[1]} has bpo_data {told[0]}, here is {__version__}. "
-                f"Install the same on all machines."
-            )
-        if task.part:
-            self.slowest = max(self.slowest, task.seconds)
-        self.stillborn = 0
-        self.idle.append(task.worker)
-        return True
+            told: Told = self.ray.get(reference)
+        except RayTaskError:  # what runs there answers with errors and raises none
+            raise
+        except RayError as error:  # the worker, its machine or the way there is gone
+            self.lose(task, reason_of(error))
+            return None
+        task.worker.machine = told.machine
+        self.machines.add(told.machine)
+        self.devices.add(told.device)
+        for line in told.said:
+            log.warning("%-10s %s: %s", stopping.doing, told.machine, line)
+        return told
+
+    def end_leases(self) -> None:
+        """Give up the workers that have had their time."""
+        for reference, task in list(self.tasks.items()):
+            if task.seconds <= self.lease(task):
+                continue
+            del self.tasks[reference]
+            if task.part:
+                self.lose(task, f"not done after {task.seconds:.0f} s (runtime.lease)")
+            else:  # most often there is no room for it on the cluster
+                self.ray.kill(task.worker.handle)
 
     def lease(self, task: Task) -> float:
-        """Seconds that a worker is given for what it does."""
-        if task.part is None or not self.slowest:
+        """Seconds that a worker is given for what it does: more with every try of a part, so that
+        one which is slow by nature comes to its end."""
+        if task.part is None:
             return self.runtime.lease
-        return max(LEAST_LEASE, 4 * self.slowest)
+        least = max(LEAST_LEASE, 4 * self.slowest) if self.slowest else self.runtime.lease
+        return float(least * 2 ** self.losses.tries[task.part[0]])
+
+    def lose(self, task: Task, reason: str) -> None:
+        """Give up a worker, and have another make its part."""
+        self.ray.kill(task.worker.handle)
+        if task.part is None:
+            self.losses.before_begin(reason, others=bool(self.idle) or self.working())
+            return
+        self.losses.workers += 1
+        self.put_back(task.part, task.worker, reason)
+
+    def put_back(self, part: Part, worker: Hired, reason: str) -> None:
+        self.losses.with_part(part, str(worker), reason)
+        self.left.append(part)  # last: if it is what ends workers, the others are made first
+
+    def check_seen(self, part: Part, machine: str) -> None:
+        """Raise UserError where a part that another machine has written is not here."""
+        path = self.write.folder / part[0]
+        if not appears(path, SHARED):
+            raise UserError(
+                f"runtime.engine=ray: {machine} has written {path}, which this machine does not "
+                f"see after {SHARED:g} s. Name a runtime.folder that all machines share."
+            )
 
     def check_alive(self) -> None:
-        """Raise UserError where workers are lost before they begin, or none has for two leases."""
-        if self.stillborn >= TRIES:
+        """Say that no worker begins; raises UserError where none has for two leases."""
+        now = time.monotonic()
+        if self.idle or self.working() or stopping.asked():
+            self.empty_since = self.noted = now
+            return
+        if now - self.noted < QUIET:
+            return
+        self.noted = now
+        free = self.ray.available_resources()
+        free = ", ".join(f"{free.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+        text = (
+            f"no worker has begun for {now - self.empty_since:.0f} s: each wants {self.wants}, "
+            f"the cluster has {free} free"
+        )
+        log.warning("%-10s %s", stopping.doing, text)
+        if now - self.empty_since > 2 * self.runtime.lease:
             raise UserError(
-                f"runtime.engine=ray: {some(TRIES, 'worker')} in turn were lost while loading what "
-                f"they need, most often for want of memory. Use fewer workers a machine."
-            )
-        if self.idle or self.working():
-            self.empty_since = time.monotonic()
-        elif time.monotonic() - self.empty_since > 2 * self.runtime.lease:
-            raise UserError(
-                f"runtime.engine=ray: no worker began within {2 * self.runtime.lease:g} s "
-                f"(runtime.lease). The cluster has {self.ray.available_resources()} free; use "
-                f"fewer runtime.threads, or another runtime.address."
+                f"runtime.engine=ray: {text}. Use fewer runtime.threads, a longer runtime.lease, "
+                f"or another runtime.address."
             )
 
     def dismiss(self) -> None:
         for worker in [*self.idle, *(task.worker for task in self.tasks.values())]:
-            self.ray.kill(worker)
-
-
-def connected(runtime: Runtime) -> Any:
-    """Ray, with the cluster that ``runtime.address`` names, or one on this machine.
-
-    Raises UserError where there is none.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import logging
-
-    import ray
-
-    if ray.is_initialized():
-        return ray
-    own = {} if runtime.address else {"num_cpus": runtime.process_count() * runtime.threads}
-    try:
-        ray.init(
-            address=runtime.address or "local",
-            include_dashboard=None if runtime.address else False,
-            configure_logging=True,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            **own,
-        )
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"runtime.address={runtime.address} is no Ray cluster that answers: {reason}"
-        ) from error
-    return ray
-
-
-def shares(resources: dict[str, float], runtime: Runtime) -> tuple[int, dict[str, float]]:
-    """(workers, what each takes of the cluster): a GPU each as far as they go round."""
-    cpus = resources.get("CPU", 0.0)
-    gpus = 0.0 if runtime.device == "cpu" else resources.get("GPU", 0.0)
-    count = runtime.processes or int(gpus or max(1, cpus // runtime.threads))
-    options = {"num_cpus": float(runtime.threads)}
-    if gpus:
-        options["num_gpus"] = 1.0 if count <= gpus else int(100 * gpus / count) / 100
-    return count, options
+            self.ray.kill(worker.handle)

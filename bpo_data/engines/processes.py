@@ -14,7 +14,7 @@ from multiprocessing import connection
 from typing import Any
 
 from bpo_data import stopping
-from bpo_data.engines import Make, Part, SetUp, Write, named, set_up_in_worker
+from bpo_data.engines import Make, Part, SetUp, Write, alone, named, set_up_in_worker
 from bpo_data.errors import UserError
 from bpo_data.runtime import Runtime, keep_freed_memory, quiet_libraries
 
@@ -57,7 +57,7 @@ class Processes:
             while True:
                 # No more than there are workers: what waits in the pool is begun in any case.
                 for part in islice(left, 0 if stopping.asked() else count - len(under_way)):
-                    under_way[pool.submit(_make, part, write)] = part[1].num_rows
+                    under_way[pool.submit(_make, alone(part), write)] = part[1].num_rows
                 if not under_way:
                     break
                 for done in wait(under_way, return_when=FIRST_COMPLETED).done:

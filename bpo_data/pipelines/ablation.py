@@ -288,8 +288,8 @@ def begin() -> None:
 
 def of_seed(ablation: Ablation, shared: Mapping[str, Any], seed: int) -> list[Outcome]:
     """All worlds and arms with one seed, in a process of its own; they print to a log."""
-    from bpo_data.pipelines.run import prepare
     from bpo_data.pipelines.running import Run
+    from bpo_data.runtime import prepare
 
     found = []
     for name, arm in product(ablation.all_worlds(), ablation.arms):

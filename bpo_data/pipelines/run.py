@@ -21,7 +21,7 @@ from bpo_data.pipelines.manual import describe
 from bpo_data.pipelines.planning import plan, status
 from bpo_data.pipelines.running import Run
 from bpo_data.pipelines.saying import Voice, say
-from bpo_data.runtime import Runtime, keep_freed_memory, quiet_libraries
+from bpo_data.runtime import Runtime, prepare
 from bpo_data.shelf import Shelf
 from bpo_data.stages import STAGES
 
@@ -184,14 +184,6 @@ def set_up_logging() -> None:
     for noisy in ("httpx", "httpx2", "openai", "datasets", "transformers", "faiss", "trl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # it warns of resuming as such
-
-
-def prepare(runtime: Runtime) -> None:
-    """Thread counts for libraries not loaded yet, no pings from any of them, memory kept."""
-    quiet_libraries()
-    keep_freed_memory()
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(runtime.threads)
 
 
 if __name__ == "__main__":

@@ -229,12 +229,16 @@ def tell_how(draft: Draft, config: GradientsConfig, runtime: Runtime, measurer: 
     if measurer.engine.compiled and measurer.engine.compiled.seconds:
         seconds = measurer.engine.compiled.seconds
         draft.say(f"torch.compile took {seconds:.0f} s before it began to save time")
-    here = draft.engine.here
-    device = torch.device(model.device if here else runtime.torch_device(process=0))
-    draft.facts |= draft.engine.facts | {
+    how = draft.engine.facts
+    if "device" not in how:  # workers of a cluster may have what this machine has not
+        device = torch.device(
+            model.device if draft.engine.here else runtime.torch_device(process=0)
+        )
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        how = how | {"device": name}
+    draft.facts |= how | {
         "shares_prompts": measurer.engine.shares,
         "batch_tokens": batch_tokens,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "dtype": str(model.dtype).removeprefix("torch."),
     }
 

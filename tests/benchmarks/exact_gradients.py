@@ -41,11 +41,12 @@ def made_world(options: argparse.Namespace) -> World:
     """The policy, and all pairs of prompts drawn by lot, at most ``options.pairs`` of them."""
     from bpo_data.pipelines import config, run
     from bpo_data.policy import encode, load_policy, policy_location
+    from bpo_data.runtime import prepare
     from bpo_data.tables import lookup
 
     places = (f"runtime.folder={options.folder}", f"runtime.threads={options.threads}")
     asked = config.read(["stage=pair", "recipe=quickstart", *places, *options.settings])
-    run.prepare(asked.config.runtime)
+    prepare(asked.config.runtime)
     pipeline = run.Run(asked)
     with redirect_stdout(sys.stderr):
         pipeline.go()
