@@ -33,7 +33,10 @@ def problems(config: Any) -> Iterator[str]:
             if value:
                 yield f"train.{name}={value} has no use without train.lora_rank."
     elif importlib.util.find_spec("peft") is None:
-        yield f"train.lora_rank={config.lora_rank} needs the package peft: pip install peft."
+        yield (
+            f"train.lora_rank={config.lora_rank} needs the package peft: pip install "
+            f"-c constraints.txt 'bpo-data[lora]'."
+        )
     if config.quantize not in QUANTIZE:
         yield f"train.quantize={config.quantize}: choose {' or '.join(QUANTIZE)}."
     elif config.quantize != "none" and not config.lora_rank:

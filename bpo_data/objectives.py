@@ -64,7 +64,7 @@ def problems(config: Any) -> Iterator[str]:
     terms = names(config)
     for name in terms:
         if name not in NAMES:
-            yield f"train.loss={config.loss}: {name} is no loss.{nearest(name, NAMES)}"
+            yield f"train.loss={config.loss}: {name} is no loss.{instead_of(name)}"
     if len(set(terms)) < len(terms):
         yield f"train.loss={config.loss} names a loss twice. Use train.loss_weights."
     if config.loss_weights and len(config.loss_weights) != len(terms):
@@ -76,6 +76,24 @@ def problems(config: Any) -> Iterator[str]:
         yield f"train.loss_weights={config.loss_weights}: a weight is a finite number of 0 or more."
     elif set(terms) <= set(NAMES) and len(set(terms)) == len(terms):
         yield from settled(config)
+
+
+KNOWN_AS = {
+    "dpo": "DPO is sigmoid.",
+    "slic": "SLiC is hinge.",
+    "rdpo": "rDPO is robust with train.label_smoothing.",
+    "cdpo": "cDPO is smoothed with train.label_smoothing.",
+    "rpo": "RPO is sigmoid+sft with train.loss_weights.",
+    "kto": "KTO learns from single responses: export.formats=[kto] writes them for its trainer.",
+}
+"""Systems that people know by another name than their loss has."""
+
+
+def instead_of(name: str) -> str:
+    """What to write in place of a loss that there is not."""
+    if hint := KNOWN_AS.get(name.lower()):
+        return f" {hint}"
+    return nearest(name, NAMES) or f" There are {', '.join(sorted(NAMES))}."
 
 
 def settled(config: Any) -> Iterator[str]:

@@ -91,9 +91,20 @@ def _rank(number: int, count: int, port: int, work: Work, end: Any) -> None:
         answer = "stopped"
     except Exception as error:  # noqa: BLE001  (the process that waits raises it)
         answer = carried(error)
+    if answer == "done":
+        leave()
     end.send(answer)
     end.close()
-    os._exit(0)  # a rank that ends in an orderly way would wait for those that were ended
+    if answer != "done":
+        os._exit(0)  # in an orderly way it would wait for those that were ended
+
+
+def leave() -> None:
+    """Take leave of the other ranks, all of which have done their work."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def carried(error: Exception) -> Exception:

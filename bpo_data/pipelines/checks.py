@@ -16,6 +16,8 @@ from bpo_data.stages import STAGES
 if TYPE_CHECKING:
     from bpo_data.pipelines.config import Config
 
+SILENT = ("pairwise", "reward_model", "preference", "verifier")
+"""Judges that give one number and none by criterion."""
 TWO_ANSWERS = [Item([{"role": "user", "content": "?"}], text, "1") for text in ("yes", "no")]
 """What any judge would ask about, to see which models it asks."""
 
@@ -64,6 +66,14 @@ def impossible_pairs(config: Config) -> Iterator[str]:
 def unknown_criteria(config: Config) -> Iterator[str]:
     """Criteria to pair by that a rubric with named criteria is not asked for."""
     asked = config.score.options.get("criteria")
+    if config.pair.criteria and (
+        config.score.kind in SILENT or (config.score.kind == "rubric" and not asked)
+    ):
+        yield (
+            f"pair.criteria wants points by criterion, and score.kind={config.score.kind} gives "
+            f"none as it is set. Name them in score.options.criteria of score.kind=rubric, or use "
+            f"score.kind=panel."
+        )
     if config.score.kind != "rubric" or not isinstance(asked, dict):
         return
     for name in config.pair.criteria:

@@ -162,6 +162,8 @@ class Run(Command):
         if "wins" in self.made:
             kind = self.config.evaluate.kind or self.config.score.kind
             by = ", by a fitted ranker: a stand-in judge" if kind == "preference" else ""
+            if against := self.config.evaluate.against:
+                by = f" against {against}{by}"
             parts.append(verdict(self.made["wins"].facts, by))
         if parts:
             self.voice.line("   ".join(parts))

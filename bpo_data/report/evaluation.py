@@ -8,6 +8,7 @@ from typing import Any
 from bpo_data.artifacts import Artifact
 from bpo_data.cards import judges
 from bpo_data.components.wins import SIDES, WORTH
+from bpo_data.losses import LOG_PROB, LOSSES
 from bpo_data.report.origins import STAND_INS
 from bpo_data.statistics import share_by_prompt
 from bpo_data.tables import lookup
@@ -52,6 +53,14 @@ VARIETY = {
 def opponent(wins: Mapping[str, Any]) -> str:
     """Whom the trained policy was compared with, in a word or two."""
     return "earlier run's" if wins.get("against") else "SFT"
+
+
+def loss(name: str) -> dict[str, Any]:
+    """What the policy was trained with, and whether none of it has a reference."""
+    terms = name.split("+")
+    alone = {name for name, one in LOSSES.items() if one.measures == LOG_PROB} | {"sft", "pro"}
+    free = [term in alone for term in terms]
+    return {"name": name, "free": all(free)}
 
 
 def measured(wins: Mapping[str, Any], rounds: int = 1) -> dict[str, Any]:

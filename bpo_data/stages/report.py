@@ -154,6 +154,7 @@ def gathered(
         "depths": depths.to_pylist(),
         "rounds": rounds,
         "online": settings.get("rounds", {}),
+        "loss": evaluation.loss(settings["train"]["loss"]),
         "topics": {"wins": wins, "breadth": breadths, "most": TOPICS},
         "worlds": list(ablation.worlds(*ablation.outcomes(config.ablation)))
         if config.ablation
