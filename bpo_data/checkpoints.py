@@ -45,7 +45,7 @@ def loading(model: str, setting: str, way_out: str) -> Iterator[None]:
     others wrote they tell in every kind of exception, bare ``Exception`` among them."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # bare ones among them, from whatever reads a strange file
         raise UserError(
             f"{setting}={model} cannot be loaded: {why_not(model, error)} {way_out}"
         ) from error

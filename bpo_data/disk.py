@@ -22,8 +22,8 @@ def write_parquet(
     """Write beside and rename, so that a file that exists is whole; its digest goes to ``seal``,
     which is there before the file is.
 
-    ``shared`` works within ``open_to_writers`` alone, for a file that two processes may be writing
-    at once: one that was given up for lost, and its successor.
+    ``shared`` works within ``open_to_writers`` alone, for a part that two processes may be writing
+    at once: one that was given up for lost, and its successor. Parts alone are sealed.
     """
     import pyarrow.parquet as pq
 
@@ -34,11 +34,8 @@ def write_parquet(
     try:
         pq.write_table(table, beside, compression="zstd")
         sync_file(beside)
-        digest = sha256(beside).encode()
-        if seal and shared:
-            _put(digest, beside.with_name(f"{beside.name}.seal"), seal)
-        elif seal:
-            write_bytes(digest, seal)
+        if seal:
+            _put(sha256(beside).encode(), beside.with_name(f"{beside.name}.seal"), seal)
         os.rename(beside, path)
     except OSError:
         with suppress(OSError):  # room for the next try

@@ -151,7 +151,7 @@ def answering(url: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # each file system has errors of its own
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"{SETTING}={url} does not do what it is asked: {reason}. What is made is kept in "
