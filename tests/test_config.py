@@ -197,6 +197,25 @@ def test_every_setting_has_a_sentence_and_help_shows_it():
             assert f"{section.name}.{name}=" in describe(section.name)
 
 
+def test_help_of_a_section_shows_what_the_recipe_makes_of_it():
+    found = describe("train", "mine", {"train.steps": 9, "train.beta": 0.1, "train.weights": "none",
+                                       "train.loss_options.lam": 2, "sft.steps": 7})  # fmt: skip
+    lines = found.splitlines()
+    assert "  train.steps=0   (mine: 9)" in lines
+    assert "  train.loss_options={}   (mine: {'lam': 2})" in lines
+    assert sum("(mine: " in line for line in lines) == 2  # the others are the defaults
+    assert "(quickstart: 128)" in run("--help", "train").stdout
+    assert "(own_data: 200)" in run("--help", "sft", "recipe=own_data").stdout
+
+
+def test_rounds_are_no_stage_and_a_decay_without_a_mean_is_refused():
+    with pytest.raises(UserError, match="Say rounds=2"):
+        settings.read(["stage=rounds"])
+    with pytest.raises(UserError, match=r"rounds\.decay=0\.3 has no use"):
+        settings.read(["rounds=2", "rounds.decay=0.3"])
+    settings.read(["rounds=2", "rounds.decay=0.3", "rounds.reference=ema"])
+
+
 def test_every_recipe_is_read_without_mistakes(tmp_path):
     given = tmp_path / "rows.jsonl"
     given.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')

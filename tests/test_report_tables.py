@@ -17,6 +17,8 @@ import reporting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bpo_data import disk
+from bpo_data.artifacts import Artifact
 from bpo_data.components.embedders import unit
 from bpo_data.errors import UserError
 from bpo_data.pipelines import ablation_page
@@ -29,6 +31,7 @@ from bpo_data.report import (
     costs,
     neighbours,
     pair_map,
+    training,
     words,
 )
 from bpo_data.report.plain import data, short
@@ -261,6 +264,42 @@ def test_every_loss_names_a_file_that_is_there(tmp_path):
     }
     folders = {str(used.folder) for used in inputs.values()}
     assert {row.file.rpartition("/")[0] for row in found} <= folders
+
+
+def test_each_online_round_has_its_own_losses(tmp_path):
+    inputs = reporting.artifacts(tmp_path)
+    first = Artifact(tmp_path / "augment-1", inputs["responses"].manifest
+                     | {"facts": {"states": {"ok": 1, "empty": 3}}})  # fmt: skip
+    rounds = Artifact(tmp_path / "rounds-1", {"stage": "rounds", "settings": {"count": 2}})
+    both = {"rounds": rounds, "responses 1": first, **inputs}
+    found = [row for row in report.losses.losses(both) if row.stage.startswith("augment")]
+    assert [(row.stage, row.count, row.what) for row in found] == [
+        ("augment 1", 3, "responses not usable: empty"),
+        ("augment 2", 2, "responses not usable: truncated"),
+    ]
+    assert found[0].file.startswith(str(first.folder))
+
+
+def test_curves_of_the_training_are_drawn_at_their_place():
+    rounds = [[(2, 8.0), (4, 4.0)], [(2, 6.0), (4, 0.0)]]
+    curve = training.curve_of("loss", rounds)
+    assert curve.lines == ["75.0,0.0 150.0,50.0", "225.0,25.0 300.0,100.0"]
+    assert (curve.first, curve.last, curve.low, curve.high) == (8, 0, 0, 8)
+    assert curve.ends == [150.0]
+    assert training.curve_of("flat", [[(1, 2.0), (2, 2.0)]]).lines == ["150.0,0.0 300.0,0.0"]
+    assert training.curve_of("one", [[(1, 2.0)]]) is None
+    log = pa.table({"step": [1, 2, 3], "loss": [1.0, None, float("inf")]})
+    assert training.points_of(log, "loss") == [(1, 1.0)]
+
+
+def test_the_page_draws_the_log_of_the_training(tmp_path):
+    log = {name: [1.0, 0.25] for name in training.CURVES}
+    inputs = reporting.artifacts(tmp_path)
+    disk.write_parquet(pa.table({"step": [1, 64], **log}), tmp_path / "log.parquet")
+    inputs["trained"].table = lambda: pq.read_table(tmp_path / "log.parquet")
+    found = training.curves(inputs)
+    assert [curve.what for curve in found] == list(training.CURVES.values())
+    assert {curve.last for curve in found} == {0.25}
 
 
 def test_the_page_says_what_the_trainers_cut_leaves(tmp_path, monkeypatch):

@@ -207,6 +207,8 @@ def table(found: Iterable[Forecast], bills: Sequence[Bill] = ()) -> Iterator[str
         for bill in [bill for bill in rest if (bill.stage, bill.model) == (one.stage, one.model)]:
             rest.remove(bill)
             rows += billed(bill)
+            if bill.requests < one.least.calls:
+                rows.append(("  fewer than forecast: what is asked twice is sent once",))
         if one.guess:
             rows.append((f"  {one.guess}",))
     for bill in rest:

@@ -183,7 +183,9 @@ def wanted(stages: str, problems: list[str]) -> tuple[str, ...]:
     if looks:
         return (looks[0],)
     for name in names:
-        if name not in STAGES:
+        if name == "rounds":
+            problems.append("stage=rounds: rounds are no stage of their own. Say rounds=2.")
+        elif name not in STAGES:
             problems.append(
                 f"There is no stage {name}.{nearest(name, STAGES)} "
                 f"There are all, {', '.join((*STAGES, *LOOKS))}."

@@ -8,24 +8,46 @@ import importlib
 import inspect
 import re
 import typing
+from collections.abc import Mapping
+from typing import Any
 
 from bpo_data.errors import UserError, nearest
 from bpo_data.pipelines.ablation import Ablation
 from bpo_data.pipelines.config import Config
 
 
-def describe(section: str) -> str:
-    """A section's settings with defaults and meanings. Raises UserError for an unknown one."""
+def describe(section: str, recipe: str = "", values: Mapping[str, Any] | None = None) -> str:
+    """A section's settings with defaults, meanings and what ``values`` of a recipe make of them.
+
+    Raises UserError for an unknown section.
+    """
     sections = typing.get_type_hints(Config) | {"ablation": Ablation}
     if section not in sections:
         raise UserError(
             f"There is no section {section}.{nearest(section, sections)} "
             f"There are {', '.join(sections)}."
         )
-    lines = [f"Settings of {section}, with their defaults (a recipe may set others):"]
+    lines = [f"Settings of {section}, with their defaults (recipe=NAME shows another recipe's):"]
     for key, default, meaning in documented(sections[section]):
-        lines += [f"  {section}.{key}={default}", f"      {readable(meaning)}"]
+        name = f"{section}.{key}"
+        lines.append(f"  {name}={default}{set_by(recipe, name, default, values or {})}")
+        lines.append(f"      {readable(meaning)}")
     return "\n".join(lines)
+
+
+LONGEST = 60
+"""Characters of a recipe's value that are shown."""
+
+
+def set_by(recipe: str, name: str, default: str, values: Mapping[str, Any]) -> str:
+    """What a recipe sets in place of a default; empty where it sets nothing else."""
+    inside = {key.removeprefix(f"{name}."): one for key, one in values.items()}
+    inside = {key: one for key, one in inside.items() if f"{name}.{key}" in values}
+    value = values.get(name, inside or default)
+    shown = str(value).lower() if isinstance(value, bool) else str(value)
+    if shown == default:
+        return ""
+    return f"   ({recipe}: {shown if len(shown) <= LONGEST else shown[:LONGEST] + ' ...'})"
 
 
 def readable(meaning: str) -> str:

@@ -101,7 +101,7 @@ def answer(arguments: Sequence[str], voice: Voice) -> None:
         return
     if "--help" in arguments or "-h" in arguments:
         sections = [word for word in arguments if not word.startswith("-") and "=" not in word]
-        text = help_text(sections)
+        text = help_text(sections, settings.recipe_word(arguments)) if sections else overview()
         voice.line(text)
         voice.note(help=text)
         return
@@ -157,9 +157,13 @@ def compare(arguments: Sequence[str], voice: Voice) -> None:
     voice.note(command=words, page=page, rows=folder / "outcomes.parquet", outcomes=outcomes)
 
 
-def help_text(words: list[str]) -> str:
-    if words:
-        return "\n\n".join(describe(word) for word in words)
+def help_text(sections: list[str], recipe: str) -> str:
+    """The settings of sections, with the values that a recipe gives them."""
+    values = settings.read_recipe(recipe)
+    return "\n\n".join(describe(section, recipe, values) for section in sections)
+
+
+def overview() -> str:
     return USAGE.format(
         program=PROGRAM,
         stages=", ".join(STAGES),

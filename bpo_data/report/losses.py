@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from bpo_data.artifacts import Artifact
+from bpo_data.report.costs import called
 
 
 @dataclass(frozen=True)
 class Loss:
     stage: str
+    """With its round, where there are several."""
     count: int
     what: str
     file: str
@@ -19,58 +21,59 @@ class Loss:
 
 
 def losses(inputs: Mapping[str, Artifact]) -> list[Loss]:
-    """All that fell out or fell short, those that did not happen too (their count is 0)."""
-    facts = {name: used.facts for name, used in inputs.items()}
-    folder = {name: used.folder for name, used in inputs.items()}
-    found = [*of_sources(facts), *of_responses(facts), *of_pairs(facts), *of_training(facts)]
+    """All that fell out or fell short in the order of the stages, each online round on its own;
+    those that did not happen too (their count is 0)."""
     return [
-        Loss(stage, count, what, f"{folder[table]}/{name}")
-        for stage, table, name, count, what in found
+        Loss(called(name, inputs), count, what, f"{used.folder}/{file}")
+        for table, find in FINDS.items()
+        for name, used in inputs.items()
+        if name.partition(" ")[0] == table
+        for file, count, what in find(used.facts)
     ]
 
 
-Found = tuple[str, str, str, int, str]
-"""Stage, its table, the file, how many, what."""
+Facts = Mapping[str, Any]
+Found = tuple[str, int, str]
+"""The file, how many, what."""
 
 
-def of_sources(facts: Mapping[str, Any]) -> Iterator[Found]:
-    loaded = facts["prompts"]
-    rejected = loaded["rejected_by_reason"]
+def of_prompts(facts: Facts) -> Iterator[Found]:
+    rejected = facts["rejected_by_reason"]
     for reason, count in rejected.items():
-        yield "load", "prompts", "rejected.parquet", count, f"rows set aside: {plainly(reason)}"
+        yield "rejected.parquet", count, f"rows set aside: {plainly(reason)}"
     if not rejected:
-        yield "load", "prompts", "rejected.parquet", 0, "rows set aside"
-    left_out = loaded["rows_of_prompts_left_out_by_limit"]
-    yield "load", "prompts", "manifest.json", left_out, "rows of prompts that load.limit leaves out"
-    empty = facts["embeddings"].get("empty", 0)
-    yield "embed", "embeddings", "embeddings.parquet", empty, "prompts without a word to embed"
-    repeated = facts["selection"]["near_duplicates"]
+        yield "rejected.parquet", 0, "rows set aside"
+    left_out = facts["rows_of_prompts_left_out_by_limit"]
+    yield "manifest.json", left_out, "rows of prompts that load.limit leaves out"
+
+
+def of_embeddings(facts: Facts) -> Iterator[Found]:
+    yield "embeddings.parquet", facts.get("empty", 0), "prompts without a word to embed"
+
+
+def of_selection(facts: Facts) -> Iterator[Found]:
     where = "selection.parquet, column duplicate_of"
-    yield "select", "selection", where, repeated, "prompts that nearly repeat another"
+    yield where, facts["near_duplicates"], "prompts that nearly repeat another"
 
 
-def of_responses(facts: Mapping[str, Any]) -> Iterator[Found]:
-    tables = (
-        ("augment", "responses", "responses-*.parquet", "responses not usable"),
-        ("score", "scores", "scores.parquet", "responses without points"),
-    )
-    for stage, table, file, what in tables:
-        bad = {state: count for state, count in facts[table]["states"].items() if state != "ok"}
+def of_states(file: str, what: str) -> Callable[[Facts], Iterator[Found]]:
+    """Rows of a table that are in a state other than ``ok``."""
+
+    def find(facts: Facts) -> Iterator[Found]:
+        bad = {state: count for state, count in facts["states"].items() if state != "ok"}
         for state, count in bad.items():
-            yield stage, table, f"{file}, column state", count, f"{what}: {plainly(state)}"
+            yield f"{file}, column state", count, f"{what}: {plainly(state)}"
         if not bad:
-            yield stage, table, file, 0, what
-    aside = facts["gradients"]["set_aside"]
-    for reason, count in aside.items():
-        yield (
-            "gradients",
-            "gradients",
-            "set_aside.parquet",
-            count,
-            f"responses set aside: {plainly(reason)}",
-        )
-    if not aside:
-        yield "gradients", "gradients", "set_aside.parquet", 0, "responses set aside"
+            yield file, 0, what
+
+    return find
+
+
+def of_gradients(facts: Facts) -> Iterator[Found]:
+    for reason, count in facts["set_aside"].items():
+        yield "set_aside.parquet", count, f"responses set aside: {plainly(reason)}"
+    if not facts["set_aside"]:
+        yield "set_aside.parquet", 0, "responses set aside"
 
 
 PAIRS = (
@@ -87,40 +90,61 @@ PAIRS = (
 )
 
 
-def of_pairs(facts: Mapping[str, Any]) -> Iterator[Found]:
+def of_pairs(facts: Facts) -> Iterator[Found]:
     for name, what in PAIRS:
-        yield "pair", "pairs", "manifest.json", facts["pairs"][name], what
-    zero = facts["clusters"]["zero_gradients"]
+        yield "manifest.json", facts[name], what
+
+
+def of_clusters(facts: Facts) -> Iterator[Found]:
     where = "clusters.parquet, column informativeness"
-    yield "cluster", "clusters", where, zero, "pairs whose gradient is zero"
-    without = facts["allocation"]["prompts_without_pairs"]
+    yield where, facts["zero_gradients"], "pairs whose gradient is zero"
+
+
+def of_allocation(facts: Facts) -> Iterator[Found]:
     where = "allocation.parquet, column depth"
-    yield "allocate", "allocation", where, without, "prompts with pairs of which none is kept"
+    yield where, facts["prompts_without_pairs"], "prompts with pairs of which none is kept"
 
 
-CUTS = {
-    "sft": {
-        "cut": "responses that the trainer cut at its max_length",
-        "dropped": "responses left out: the prompt alone fills the trainer's max_length",
-        "refused": "responses that the chat template refuses",
-    },
-    "train": {
-        "cut": "pairs of which the trainer cut a response at its max_length",
-        "dropped": "pairs the trainer left out: the prompt alone fills its max_length",
-        "refused": "pairs that the chat template refuses",
-    },
-}
+def of_cuts(**sentences: str) -> Callable[[Facts], Iterator[Found]]:
+    """Rows that a trainer cut or left out."""
+
+    def find(facts: Facts) -> Iterator[Found]:
+        for name, what in sentences.items():
+            if name in facts:
+                yield "manifest.json", facts[name], what
+
+    return find
 
 
-def of_training(facts: Mapping[str, Any]) -> Iterator[Found]:
-    for stage, table in (("sft", "policy"), ("train", "trained")):
-        for name, what in CUTS[stage].items():
-            if name in facts[table]:
-                yield stage, table, "manifest.json", facts[table][name], what
-    wins = facts["wins"]
-    if "without_verdict" in wins:
+def of_wins(facts: Facts) -> Iterator[Found]:
+    if "without_verdict" in facts:
         where = "wins.parquet, column winner"
-        yield "evaluate", "wins", where, wins["without_verdict"], "comparisons without a verdict"
+        yield where, facts["without_verdict"], "comparisons without a verdict"
+
+
+FINDS: dict[str, Callable[[Facts], Iterator[Found]]] = {
+    "prompts": of_prompts,
+    "embeddings": of_embeddings,
+    "selection": of_selection,
+    "policy": of_cuts(
+        cut="responses that the trainer cut at its max_length",
+        dropped="responses left out: the prompt alone fills the trainer's max_length",
+        refused="responses that the chat template refuses",
+    ),
+    "responses": of_states("responses-*.parquet", "responses not usable"),
+    "scores": of_states("scores.parquet", "responses without points"),
+    "gradients": of_gradients,
+    "pairs": of_pairs,
+    "clusters": of_clusters,
+    "allocation": of_allocation,
+    "trained": of_cuts(
+        cut="pairs of which the trainer cut a response at its max_length",
+        dropped="pairs the trainer left out: the prompt alone fills its max_length",
+        refused="pairs that the chat template refuses",
+    ),
+    "wins": of_wins,
+}
+"""What is looked for, by table."""
 
 
 def plainly(name: str) -> str:

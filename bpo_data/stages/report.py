@@ -30,6 +30,7 @@ from bpo_data.report import (
     origins,
     page,
     pair_map,
+    training,
     words,
 )
 from bpo_data.runtime import Runtime
@@ -37,7 +38,7 @@ from bpo_data.stages.cluster import ClusterConfig, gradients_of
 from bpo_data.tables import columns, lookup
 from bpo_data.work import leaves, settings_of
 
-VERSION = 9
+VERSION = 10
 TOPICS = 40
 """Topics listed; the rest is in the tables the page names."""
 
@@ -154,6 +155,7 @@ def gathered(
         "depths": depths.to_pylist(),
         "rounds": rounds,
         "online": settings.get("rounds", {}),
+        "curves": training.curves(inputs),
         "loss": evaluation.loss(settings["train"]["loss"]),
         "topics": {"wins": wins, "breadth": breadths, "most": TOPICS},
         "worlds": list(ablation.worlds(*ablation.outcomes(config.ablation)))

@@ -57,6 +57,11 @@ class RoundsConfig:
             yield f"rounds.count={self.count}: use at least 1."
         if self.reference not in REFERENCES:
             yield f"rounds.reference={self.reference}: choose {', '.join(REFERENCES)}."
+        if self.decay != RoundsConfig.decay and self.reference != "ema":
+            yield (
+                f"rounds.decay={self.decay:g} has no use with rounds.reference={self.reference}. "
+                f"Set rounds.reference=ema, or leave rounds.decay out."
+            )
         if not 0 < self.decay < 1:
             yield f"rounds.decay={self.decay:g}: use a share above 0 and below 1."
         if not 0 <= self.extrapolate <= 1:
