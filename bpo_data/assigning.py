@@ -75,8 +75,13 @@ class Assigning:
     plane: tuple[np.ndarray, np.ndarray]
     """Mean (d,) and the two principal components (2, d) of the sample."""
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (str(self.folder),)
+
     def __call__(self, place: Place) -> Make:
-        return partial(self.assigned, GradientRows(self.folder, self.files))
+        folder = Path(place.here(str(self.folder)))
+        return partial(self.assigned, GradientRows(folder, self.files))
 
     def assigned(self, rows_of: GradientRows, pairs: pa.Table) -> pa.Table:
         """Each pair's cluster, the one with the nearest centre, and its scores."""

@@ -79,15 +79,28 @@ class Mirror:
             )
         return dict(found)
 
-    def fetch(self, name: str, folder: Path) -> Artifact | None:
+    @property
+    def everywhere(self) -> str:
+        """The URL for a process that works in another folder."""
+        system, root = self.system
+        return self.url if not is_local(system) else f"file://{root}"
+
+    def fetch(self, name: str, folder: Path, digest: str = "") -> Artifact | None:
         """Bring an artifact into the folder of artifacts; None where the mirror does not hold it.
 
-        Raises UserError where a file is not what the manifest says.
+        Raises UserError where a file is not what the manifest says, and where the copy there is
+        another than the one with this ``digest``.
         """
         text = self.text(name)
         if text is None:
             return None
         manifest = self.told(name, text)
+        if digest and manifest.get("digest") != digest:
+            raise UserError(
+                f"{self.url}/{name} was made by another machine, and its last bits differ from "
+                f"what is in runtime.folder. Remove it from the mirror and run the same command "
+                f"again."
+            )
         # Apart from the finished parts of an interrupted try to make it: cut short, a file that
         # was being fetched would be taken for one of them.
         coming = folder / f"{name}{PARTIAL}" / RESUMED / version(text)
@@ -140,8 +153,17 @@ def version(text: bytes) -> str:
 
 def has_folders(system: Any) -> bool:
     """Whether folders have to be made; in an object store that would make a bucket."""
+    return not BUCKETS & protocols(system)
+
+
+def is_local(system: Any) -> bool:
+    """Whether it is the file system of a machine, whose paths may be relative."""
+    return "file" in protocols(system)
+
+
+def protocols(system: Any) -> set[str]:
     named = system.protocol
-    return not BUCKETS & ({named} if isinstance(named, str) else set(named))
+    return {named} if isinstance(named, str) else set(named)
 
 
 @contextmanager

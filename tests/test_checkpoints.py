@@ -123,7 +123,10 @@ LOADERS = {
         str(folder), "", type("Engine", (), {"batch_tokens": 64})(), "cpu", "float32"
     ),
     "embed.options.model": encoded,
-    "score.options.model": lambda folder: (rated(folder).reader(), rated(folder).load("cpu")),
+    "score.options.model": lambda folder: (
+        rated(folder).reader(),
+        rated(folder).load(str(folder), "cpu"),
+    ),
 }
 
 

@@ -84,21 +84,19 @@ class Encoder:
         whole[order] = found
         return unit(whole)
 
-    def load(self, device: str) -> tuple[Any, Any]:
-        """(model, tokenizer), in eval mode. Raises UserError."""
+    def load(self, folder: str, device: str) -> tuple[Any, Any]:
+        """(model, tokenizer), in eval mode, from where ``model`` is. Raises UserError."""
         import torch
         from transformers import AutoModel, AutoTokenizer
 
         quiet_progress()
-        checkpoints.check_folder(self.model, f"{SECTION}.model")
-        with checkpoints.loading(self.model, f"{SECTION}.model", WAY_OUT):
+        checkpoints.check_folder(folder, f"{SECTION}.model")
+        with checkpoints.loading(folder, f"{SECTION}.model", WAY_OUT):
             tokenizer = AutoTokenizer.from_pretrained(
-                self.model, **checkpoints.options(self.model, self.revision)
+                folder, **checkpoints.options(folder, self.revision)
             )
             model = AutoModel.from_pretrained(
-                self.model,
-                dtype=torch.float32,
-                **checkpoints.weights(self.model, self.revision),
+                folder, dtype=torch.float32, **checkpoints.weights(folder, self.revision)
             )
         return model.to(device).eval(), tokenizer
 
@@ -110,8 +108,13 @@ class Encoding:
     encoder: Encoder
     runtime: Runtime
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.encoder.model,)
+
     def __call__(self, place: Place) -> Make:
-        return partial(self.encoded, *self.encoder.load(place.device(self.runtime)))
+        folder, device = place.here(self.encoder.model), place.device(self.runtime)
+        return partial(self.encoded, *self.encoder.load(folder, device))
 
     def encoded(self, model: Any, tokenizer: Any, part: pa.Table) -> pa.Table:
         """The mean of the last hidden states of each text of a part, in batches of their order."""

@@ -113,21 +113,22 @@ class RewardModel(Offline):
             )
         return tokenizer, longest(config, tokenizer, self.max_length)
 
-    def load(self, device: str) -> Any:
-        """The model in eval mode; only safetensors weights, and no code of the checkpoint.
+    def load(self, folder: str, device: str) -> Any:
+        """The model in eval mode, from where ``name`` is: only safetensors weights, and no code of
+        the checkpoint.
 
         Raises UserError for a model that cannot be loaded or that gives no points.
         """
         from transformers import AutoModelForSequenceClassification
 
         quiet_progress()
-        checkpoints.check_folder(self.name, SETTING)
-        with checkpoints.loading(self.name, SETTING, WAY_OUT):
+        checkpoints.check_folder(folder, SETTING)
+        with checkpoints.loading(folder, SETTING, WAY_OUT):
             model, found = AutoModelForSequenceClassification.from_pretrained(
-                self.name,
+                folder,
                 dtype=self.dtype,
                 output_loading_info=True,
-                **checkpoints.weights(self.name, self.revision),
+                **checkpoints.weights(folder, self.revision),
             )
         missing = sorted(found["missing_keys"])
         if missing or model.config.num_labels != 1:
@@ -137,7 +138,7 @@ class RewardModel(Offline):
                 else f"it tells {model.config.num_labels} classes apart"
             )
             raise UserError(
-                f"{SETTING}={self.name} is no reward model: {reason}. Name a sequence classifier "
+                f"{SETTING}={folder} is no reward model: {reason}. Name a sequence classifier "
                 f"with one output (num_labels 1) and a head that was trained."
             )
         return model.eval().to(device)
@@ -150,8 +151,13 @@ class Rating:
     judge: RewardModel
     runtime: Runtime
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.judge.name,)
+
     def __call__(self, place: Place) -> Make:
-        return partial(self.rated, self.judge.load(place.device(self.runtime)))
+        folder, device = place.here(self.judge.name), place.device(self.runtime)
+        return partial(self.rated, self.judge.load(folder, device))
 
     def rated(self, model: Any, part: pa.Table) -> pa.Table:
         """Points of each token sequence of a part, in batches of their order."""

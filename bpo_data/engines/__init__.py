@@ -8,8 +8,8 @@ where that is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,22 +43,32 @@ class Place:
     progress: Any = None
     """A bar to tell of rows done within a part; None in workers."""
 
+    folders: Mapping[str, str] = field(default_factory=dict)
+    """Where a set-up finds what it reads, as far as that is not where the stage runs."""
+
     def device(self, runtime: Runtime) -> str:
         """Where a model goes here: each worker has a GPU of its own as far as they go round."""
         return runtime.torch_device(spread=self.number is None, process=self.number)
 
+    def here(self, location: str) -> str:
+        """Where a folder or file that a set-up ``reads`` is on this machine; a model of the hub
+        is where it is for all."""
+        return self.folders.get(location, location)
+
 
 SetUp = Callable[[Place], Make]
-"""Called once by every worker; with more than one process, what it holds must be picklable."""
+"""Called once by every worker; with more than one process, what it holds must be picklable. One
+that loads folders or files names them in an attribute ``reads``, hub names among them, and asks
+``Place.here`` for each: a machine of a cluster may have them elsewhere."""
 
 
-def set_up_in_worker(set_up: SetUp, number: int, threads: int) -> Make:
+def set_up_in_worker(set_up: SetUp, place: Place, threads: int) -> Make:
     """A worker's maker, with the threads of its libraries as the process that runs stages has them:
     on more threads a product of matrices ends in other bits."""
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(threads)  # for what the set-up computes
-    make = set_up(Place(number))
+    make = set_up(place)
     threadpool_limits(threads)  # for libraries that it has loaded
     return make
 

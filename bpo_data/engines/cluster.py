@@ -9,19 +9,18 @@ would wait for ever for a machine that is gone for good.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from bpo_data import __version__, disk, stopping
-from bpo_data.engines import Part, SetUp, Write, alone
+from bpo_data import __version__, stopping
+from bpo_data.engines import Part, SetUp, Write, alone, named
 from bpo_data.engines.connecting import connected, shares
+from bpo_data.engines.hiring import Hired, Task, There, folders, packed
 from bpo_data.engines.losses import Losses, reason_of
-from bpo_data.engines.worker import Told, Worker, appears
+from bpo_data.engines.worker import Told, Worker, appears, put
 from bpo_data.errors import UserError
 from bpo_data.runtime import Runtime
 
@@ -62,55 +61,17 @@ class Cluster:
             self.facts |= crew.facts()
 
 
-def trusted() -> dict[str, str]:
-    """What whoever started the command allows, for workers too."""
-    return {name: value for name, value in os.environ.items() if name.startswith("BPO_TRUSTED_")}
-
-
-@dataclass(eq=False)
-class Hired:
-    """A worker as the driver knows it."""
-
-    number: int
-    handle: Any
-    machine: str = ""
-    """Known when it has begun."""
-
-    def __str__(self) -> str:
-        return f"worker {self.number}" + (f" on {self.machine}" if self.machine else "")
-
-
-@dataclass
-class Task:
-    """Something that a worker is doing."""
-
-    worker: Hired
-    part: Part | None
-    """None while it begins."""
-    started: float = field(default_factory=time.monotonic)
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.started
-
-
-class There(Exception):
-    """Where on the cluster an error came from: the traceback there, as its cause here."""
-
-
 class Crew:
     """The workers of one stage and what they have to do."""
 
     def __init__(
         self, runtime: Runtime, parts: Sequence[Part], set_up: SetUp, write: Write
     ) -> None:
-        from ray import cloudpickle  # it knows what a script itself defines, as pickle does not
-
         self.runtime, self.write = runtime, write
         self.left = deque(parts)
         self.ray = connected(runtime)
-        self.token = disk.token_in(write.folder)
-        self.packed = self.ray.put(cloudpickle.dumps((set_up, write, runtime, trusted())))
+        self.packed = self.ray.put(packed(set_up, write, runtime))
+        self.folders = folders(write, runtime)
         self.size, options = shares(self.ray.cluster_resources(), runtime)
         self.wants = ", ".join(f"{value:g} {name[4:-1].upper()}" for name, value in options.items())
         self.kind = self.ray.remote(
@@ -158,7 +119,7 @@ class Crew:
         for _ in range(min(room, wanted) if self.losses.rested() else 0):
             worker = Hired(next(self.numbers), self.kind.remote())
             begun = worker.handle.begin.remote(
-                __version__, os.getcwd(), self.token, self.packed, worker.number
+                __version__, self.folders, self.packed, worker.number
             )
             self.tasks[begun] = Task(worker, None)
 
@@ -192,7 +153,7 @@ class Crew:
             if task.part and told.error:
                 self.put_back(task.part, task.worker, str(told.error))
             elif task.part:
-                self.check_seen(task.part, told.machine)
+                self.take(task.part, told)
                 yield task.part
 
     def answer(self, reference: Any, task: Task) -> Told | None:
@@ -244,6 +205,17 @@ class Crew:
     def put_back(self, part: Part, worker: Hired, reason: str) -> None:
         self.losses.with_part(part, str(worker), reason)
         self.left.append(part)  # last: if it is what ends workers, the others are made first
+
+    def take(self, part: Part, told: Told) -> None:
+        """See that a part is where it belongs; one that came with the answer is put there."""
+        if told.made is None:
+            self.check_seen(part, told.machine)
+            return
+        try:
+            put(self.write, part[0], told.made)
+        except Exception as error:  # rises whole, with what we know
+            named(error, part)
+            raise
 
     def check_seen(self, part: Part, machine: str) -> None:
         """Raise UserError where a part that another machine has written is not here."""

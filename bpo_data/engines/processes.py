@@ -14,7 +14,7 @@ from multiprocessing import connection
 from typing import Any
 
 from bpo_data import stopping
-from bpo_data.engines import Make, Part, SetUp, Write, alone, named, set_up_in_worker
+from bpo_data.engines import Make, Part, Place, SetUp, Write, alone, named, set_up_in_worker
 from bpo_data.errors import UserError
 from bpo_data.runtime import Runtime, keep_freed_memory, quiet_libraries
 
@@ -80,7 +80,7 @@ class Processes:
 
 
 _making: list[Make] = []
-_begun: list[tuple[SetUp, int, int]] = []
+_begun: list[tuple[SetUp, Place, int]] = []
 
 
 def end_with_parent() -> None:
@@ -107,7 +107,7 @@ def _begin(set_up: SetUp, numbers: Any, threads: int) -> None:
     keep_freed_memory()
     quiet_libraries()
     stopping.deafen()  # what is sent to the whole group is the parent's to judge
-    _begun.append((set_up, numbers.get(), threads))
+    _begun.append((set_up, Place(numbers.get()), threads))
 
 
 def _make(part: Part, write: Write) -> None:

@@ -1,4 +1,8 @@
-"""What runs on a Ray cluster: a worker that sets a maker up once, and makes parts with it."""
+"""What runs on a Ray cluster: a worker that sets a maker up once, and makes parts with it.
+
+On a machine that sees the folder of the run it reads and writes there. On any other it has what it
+reads fetched through ``runtime.mirror``, and its answer brings the part.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +21,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from bpo_data import __version__
-from bpo_data.engines import Make, Part, SetUp, Write, named, set_up_in_worker
+from bpo_data import __version__, fetching
+from bpo_data.engines import Make, Part, Place, SetUp, Write, named, set_up_in_worker
 from bpo_data.errors import UserError
 from bpo_data.runtime import Runtime, prepare
 
@@ -45,11 +49,18 @@ class Told:
     error: Exception | None = None
     trace: str = ""
     """Where ``error`` came from."""
+    made: pa.Table | None = None
+    """A part, where it was not written."""
 
     @property
     def passing(self) -> bool:
         """Whether the same may work out a little later."""
         return isinstance(self.error, OSError) and self.error.errno in PASSING
+
+
+Folders = tuple[str, Path, Path, str]
+"""Where the command was started, ``runtime.folder``, a token in the folder that parts go to, and
+the mirror: what ``sees`` is told, in types that every version can read."""
 
 
 class Worker:
@@ -58,50 +69,65 @@ class Worker:
     def __init__(self) -> None:
         self.make: Make | None = None
         self.write: Write | None = None
+        """None where parts go with the answers."""
+        self.cache = fetching.own_cache()
         self.said = Said()
         log = logging.getLogger("bpo_data")
         log.addHandler(self.said)
         log.propagate = False
 
-    def begin(self, version: str, folder: str, token: Path, packed: bytes, number: int) -> Told:
+    def begin(self, version: str, folders: Folders, packed: bytes, number: int) -> Told:
         """See whether this machine is fit, and load what is needed.
 
-        ``packed`` holds (SetUp, Write, Runtime, environment), pickled: it can be read where
-        versions agree.
+        ``packed`` holds (SetUp, Write, Runtime, environment, sources), pickled: it can be read
+        where versions agree.
         """
 
         def begin() -> None:
-            check_machine(version, folder, token)
+            check_version(version)
+            near = sees(*folders)
             set_up: SetUp
             runtime: Runtime
-            set_up, self.write, runtime, environment = pickle.loads(packed)
+            set_up, write, runtime, environment, sources = pickle.loads(packed)
             os.environ.update(environment)
             prepare(runtime)
-            self.make = set_up_in_worker(set_up, number, runtime.threads)
+            found = {} if near else self.fetched(sources, folders[-1])
+            self.write = write if near else None
+            self.make = set_up_in_worker(set_up, Place(number, folders=found), runtime.threads)
 
         return self.told(begin)
 
-    def work(self, part: Part) -> Told:
-        """Make a part and write it."""
+    def fetched(self, sources: dict[str, fetching.Source], mirror: str) -> dict[str, str]:
+        """Where that is which a set-up reads. Raises UserError, with this machine's name."""
+        try:
+            return fetching.fetched(sources, mirror, self.cache)
+        except UserError as error:
+            raise UserError(f"runtime.engine=ray: on {socket.gethostname()}, {error}") from error
 
-        def work() -> None:
+    def work(self, part: Part) -> Told:
+        """Make a part, and write it or answer with it."""
+
+        def work() -> pa.Table | None:
             assert self.make is not None, "begin comes first"
-            assert self.write is not None, "begin comes first"
             try:
-                put(self.write, part[0], self.make(part[1]))
+                made = self.make(part[1])
+                if self.write is None:
+                    return made
+                put(self.write, part[0], made)
             except Exception as error:  # rises whole, with what we know
                 named(error, part)
                 raise
+            return None
 
         return self.told(work)
 
-    def told(self, do: Callable[[], None]) -> Told:
-        error, trace = None, ""
+    def told(self, do: Callable[[], pa.Table | None]) -> Told:
+        error, trace, made = None, "", None
         try:
-            do()
+            made = do()
         except Exception as raised:  # noqa: BLE001  (the driver raises it, whatever it is)
             error, trace = portable(raised), traceback.format_exc()
-        return Told(socket.gethostname(), device(), self.said.taken(), error, trace)
+        return Told(socket.gethostname(), device(), self.said.taken(), error, trace, made)
 
 
 class Said(logging.Handler):
@@ -119,27 +145,39 @@ class Said(logging.Handler):
         return lines
 
 
-def check_machine(version: str, folder: str, token: Path) -> None:
-    """Raise UserError where a worker on this machine would do harm: with another version of this
-    package, or without the folder that the parts go to."""
-    machine = socket.gethostname()
+def check_version(version: str) -> None:
+    """Raise UserError where this machine has another version of this package."""
     if version != __version__:
         raise UserError(
-            f"runtime.engine=ray: {machine} has bpo_data {__version__}, here is {version}. "
-            f"Install the same on all machines."
+            f"runtime.engine=ray: {socket.gethostname()} has bpo_data {__version__}, here is "
+            f"{version}. Install the same on all machines."
         )
-    try:
-        os.chdir(folder)
-    except OSError as error:
+
+
+def sees(start: str, runs: Path, token: Path, mirror: str) -> bool:
+    """Whether this machine sees the folder in which the command was started, which becomes that of
+    this process, and the one that parts go to. Raises UserError where it does not, and there is no
+    mirror to do without."""
+    patience = SHOWN_WITHIN if not mirror or runs.is_dir() else 0.0
+    machine, lacks = socket.gethostname(), f"{start}, where the command was started"
+    with suppress(OSError):
+        os.chdir(start)
+        if appears(token, patience):
+            return True
+        lacks = f"{token.parents[1]}, where finished parts go"
+    if not mirror:
         raise UserError(
-            f"runtime.engine=ray: {machine} does not see {folder}, where the command was started. "
-            f"Start it in a folder that all machines share."
-        ) from error
-    if not appears(token, SHOWN_WITHIN):
-        raise UserError(
-            f"runtime.engine=ray: {machine} does not see {token.parents[1]}, where finished parts "
-            f"go. Name a runtime.folder that all machines share."
+            f"runtime.engine=ray: {machine} does not see {lacks}. Start the command in a folder "
+            f"that all machines share, with runtime.folder in it, or name in runtime.mirror a URL "
+            f"that all of them reach, such as s3://bucket/runs."
         )
+    if mirror.startswith("memory:"):
+        raise UserError(
+            f"runtime.engine=ray: {machine} does not see {lacks}, and runtime.mirror={mirror} is "
+            f"in the memory of one process. Name a URL that all machines reach, such as "
+            f"s3://bucket/runs."
+        )
+    return False
 
 
 def appears(path: Path, seconds: float) -> bool:

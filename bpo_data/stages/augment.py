@@ -210,10 +210,15 @@ class Sampling:
     config: AugmentConfig
     runtime: Runtime
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.policy[0],)
+
     def __call__(self, place: Place) -> Make:
         from bpo_data.policy import load_policy
 
-        policy = load_policy(*self.policy, place.device(self.runtime), "auto")
+        model, revision = self.policy
+        policy = load_policy(place.here(model), revision, place.device(self.runtime), "auto")
         return partial(self.sampled, policy, place.progress)
 
     def sampled(self, policy: Policy, progress: Any, part: pa.Table) -> pa.Table:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bpo_data import disk
+from bpo_data import disk, moments
 from bpo_data.artifacts import Draft
 from bpo_data.engines import Place, at
 from bpo_data.errors import UserError
@@ -133,9 +133,10 @@ def run(
     usable = responses.filter(pc.equal(responses["state"], "ok"))
     owners = prompts.select(["prompt_id", "prompt"])
     # With workers this process only encodes, and leaves the GPUs to them.
-    device = Place().device(runtime) if draft.engine.here else "cpu"
+    place = Place()
+    device = place.device(runtime) if draft.engine.here else "cpu"
     measuring = Measuring(models_of(draft, config), config, runtime, owners)
-    measurer = measuring.on(device)
+    measurer = measuring.on(device, place)
     gradient = pa.list_(STORES[config.store], measurer.engine.dim)
     draft.schema = draft.schema.set(1, pa.field("gradient", gradient, nullable=False))
     draft.map_parts(usable, at(measurer) if draft.engine.here else measuring, PART_ROWS)
@@ -183,19 +184,26 @@ class Measuring:
     owners: pa.Table
     """prompt_id and prompt of every response's prompt."""
 
-    def __call__(self, place: Place) -> Measurer:
-        return self.on(place.device(self.runtime))
+    @property
+    def reads(self) -> list[str]:
+        (policy, _), (reference, _) = self.models.policy, self.models.reference
+        beside = [str(moments.beside(policy))] if self.config.preconditioner == "adam" else []
+        return [policy, *beside, *([] if reference == "adapter_off" else [reference])]
 
-    def on(self, device: str) -> Measurer:
+    def __call__(self, place: Place) -> Measurer:
+        return self.on(place.device(self.runtime), place)
+
+    def on(self, device: str, place: Place) -> Measurer:
         """The models on a device."""
         from bpo_data.measuring import Measurer, silence_of
         from bpo_data.policy import load_policy
         from bpo_data.reference import reference_of
 
         config = self.config
-        policy = load_policy(*self.models.policy, device, config.dtype)
-        engine = engine_of(policy, config, self.models.policy[0])
-        reference = reference_of(*self.models.reference, engine, device, config.dtype)
+        (model, revision), (other, other_revision) = self.models.policy, self.models.reference
+        policy = load_policy(place.here(model), revision, device, config.dtype)
+        engine = engine_of(policy, config, place.here(model))
+        reference = reference_of(place.here(other), other_revision, engine, device, config.dtype)
         silence = silence_of(policy) if config.unprompted else None
         half = config.store == "float16"
         return Measurer(policy, engine, reference, half, self.owners, silence)
@@ -248,7 +256,6 @@ def engine_of(policy: Policy, config: GradientsConfig, model: str) -> ResponseGr
 
     Raises UserError for layers it cannot capture, and for moments or blocks that are not there.
     """
-    from bpo_data import moments
     from bpo_data.gradients.compiled import CompiledBlocks
     from bpo_data.gradients.engine import ResponseGradients
 
