@@ -221,23 +221,35 @@ def test_a_part_goes_to_another_process_without_the_rest_of_its_table():
     assert len(pickle.dumps((name, rows))) < 4_000 < len(pickle.dumps(whole.slice(500, 8)))
 
 
-def test_a_machine_that_would_do_harm_says_so_in_one_line(tmp_path, monkeypatch):
+def test_a_machine_with_another_version_says_so_in_one_line():
+    worker.check_version(__version__)
+    with pytest.raises(UserError, match="has bpo_data " + re.escape(__version__)) as caught:
+        worker.check_version("0.0.1")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mirror", ["", "s3://bucket/runs", "memory://runs"])
+def test_a_machine_that_does_not_see_the_folder_needs_a_mirror_that_it_reaches(
+    tmp_path, monkeypatch, mirror
+):
     monkeypatch.setattr(worker, "SHOWN_WITHIN", 0.2)
     monkeypatch.chdir(tmp_path)  # and back
     draft = tmp_path / "runs" / "gradients.partial"
     draft.mkdir(parents=True)
     with disk.open_to_writers(draft):
         token = disk.token_in(draft)
-        worker.check_machine(__version__, str(tmp_path), token)
-        for words, arguments in {
-            "has bpo_data " + __version__: ("0.0.1", str(tmp_path), token),
-            "does not see /nowhere, where the command": (__version__, "/nowhere", token),
-            f"does not see {draft}, where finished parts": (
-                __version__, str(tmp_path), token.with_name("token-other"),
-            ),
-        }.items():  # fmt: skip
-            with pytest.raises(UserError, match=re.escape(words)) as caught:
-                worker.check_machine(*arguments)
+        assert worker.sees(str(tmp_path), draft.parent, token, mirror)
+        for lacks, start, seen in (
+            ("/nowhere, where the command was started", "/nowhere", token),
+            (f"{draft}, where finished parts go", str(tmp_path), token.with_name("token-other")),
+        ):
+            if mirror.startswith("s3"):
+                assert not worker.sees(start, draft.parent, seen, mirror)
+                continue
+            with pytest.raises(UserError, match=re.escape(f"does not see {lacks}")) as caught:
+                worker.sees(start, draft.parent, seen, mirror)
+            way_out = "name in runtime.mirror a URL that all" if not mirror else "of one process"
+            assert way_out in str(caught.value)
             assert "\n" not in str(caught.value)
 
 
