@@ -28,6 +28,16 @@ RUNTIME = Runtime(device="cpu", engine="ray", processes=2, address="given")
 """Of a driver that is connected already."""
 
 
+APART = 'mount -t tmpfs none "$0" && exec "$@"'
+"""A shell's command: run another one for which a folder is empty."""
+
+
+def lets_mount() -> bool:
+    """Whether a process may have a view of the disk of its own."""
+    line = ["unshare", "-m", "--propagation", "private", "mount", "-t", "tmpfs", "none", "/mnt"]
+    return shutil.which("unshare") is not None and not subprocess.run(line, check=False).returncode
+
+
 class Nodes:
     """A head without workers, and as many nodes of one worker as a test asks for."""
 
@@ -35,11 +45,38 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         self.folder = folder
+        self.apart: list[subprocess.Popen[bytes]] = []
         self.cluster = Cluster()
         self.add(num_cpus=0)
 
     def add(self, **options: Any) -> Any:
         return self.cluster.add_node(temp_dir=self.folder, include_dashboard=False, **options)
+
+    def add_apart(self, hidden: Path, workers: int = 1, **variables: object) -> int:
+        """A node that finds nothing in a folder: its disk is its own. Returns its process."""
+        known = self.count()
+        options = ("--block", f"--address={self.cluster.address}", f"--num-cpus={workers}")
+        words = [
+            *("unshare", "-m", "--propagation", "private", "sh", "-c", APART, str(hidden)),
+            *(str(Path(sys.executable).with_name("python")), "-m", "ray.scripts.scripts", "start"),
+            *(*options, "--object-store-memory=100000000"),
+        ]
+        process = subprocess.Popen(
+            words,
+            env=os.environ | {name: str(value) for name, value in variables.items()},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self.apart.append(process)
+        wait_for(lambda: self.count() > known or process.poll() is not None)
+        assert process.poll() is None
+        return process.pid
+
+    def count(self) -> int:
+        import ray
+
+        return sum(node["Alive"] for node in ray.nodes())
 
     def kill(self, node: Any) -> None:
         """End it without a word to the others."""
@@ -49,11 +86,13 @@ class Nodes:
 
     def remove_all(self) -> None:
         """And wait until the head knows it."""
-        import ray
-
         for node in list(self.cluster.worker_nodes):
             self.cluster.remove_node(node)  # in good order: the head knows of it at once
-        wait_for(lambda: sum(node["Alive"] for node in ray.nodes()) == 1)
+        for process in self.apart:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(30)
+        self.apart.clear()
+        wait_for(lambda: self.count() == 1)
 
 
 def processes_of(node: Any) -> list[psutil.Process]:

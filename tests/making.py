@@ -79,6 +79,40 @@ class Squares:
         return True
 
 
+@dataclass(frozen=True)
+class Shifted(Squares):
+    """Squares, and a number more that stands in a file."""
+
+    folder: str = ""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.folder,)
+
+    def __call__(self, place: Place) -> Make:
+        file = Path(place.here(self.folder)) / "number"
+        (self.notes / f"read-{os.getpid()}").write_text(str(file))
+        shift, make = int(file.read_text()), super().__call__(place)
+
+        def shifted(part: pa.Table) -> pa.Table:
+            made = make(part)
+            return pa.table(
+                {"row_id": made["row_id"], "square": [n.as_py() + shift for n in made["square"]]}
+            )
+
+        return shifted
+
+
+def shift(folder: Path, number: int) -> Artifact:
+    """An artifact with a number in a file, for ``Shifted``."""
+
+    def run(draft: Draft) -> None:
+        draft.file("model/number").write_text(str(number))
+        draft.write(SCHEMA.empty_table())
+
+    return Shelf(folder).make(Work("sft", 1, {}, {}), "shift", SCHEMA, {}, run)
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
