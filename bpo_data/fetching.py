@@ -22,7 +22,6 @@ from bpo_data import checkpoints, disk
 from bpo_data.artifacts import MANIFEST, Artifact
 from bpo_data.errors import UserError
 from bpo_data.mirror import Mirror
-from bpo_data.runtime import Runtime
 from bpo_data.shelf import read_manifest
 
 PLACE = "BPO_FETCHED"
@@ -57,12 +56,12 @@ class Own:
 Source = Copied | Own
 
 
-def sources(reads: Iterable[str], runtime: Runtime) -> dict[str, Source]:
+def sources(reads: Iterable[str], folder: str, mirror: Mirror) -> dict[str, Source]:
     """Which of these locations are on the disk of this machine, and whose they are; the mirror
-    then has those that are in artifacts. Nothing where there is no mirror."""
+    then has those in artifacts, which are in ``folder``."""
     found: dict[str, Source] = {}
-    shelf = Path(runtime.folder).resolve()
-    for location in filter(None, reads if runtime.mirror else ()):
+    shelf = Path(folder).resolve()
+    for location in filter(None, reads):
         path = Path(location).absolute()
         if not path.exists():
             continue
@@ -70,7 +69,7 @@ def sources(reads: Iterable[str], runtime: Runtime) -> dict[str, Source]:
         parts = real.relative_to(shelf).parts if real.is_relative_to(shelf) else ()
         if parts and (shelf / parts[0] / MANIFEST).is_file():
             artifact = Artifact(shelf / parts[0], read_manifest(shelf / parts[0]))
-            Mirror(runtime.mirror).send(artifact)  # most often it is there
+            mirror.send(artifact)  # most often it is there
             found[location] = Copied(parts[0], artifact.digest, str(Path(*parts[1:])))
         else:
             found[location] = Own(str(path), digests_of(path))

@@ -39,12 +39,14 @@ class Runtime:
     mirror: str = ""
     """A second place of finished artifacts that other machines see too, as an fsspec URL such as
     ``s3://bucket/runs`` (the package of its protocol, here s3fs, is yours to install): what is
-    there is fetched in place of being made, and what is made is sent."""
+    there is fetched in place of being made, and what is made is sent. Workers of ``ray`` on
+    machines that do not see ``folder`` read from it."""
 
     engine: str = "local"
     """Where the parts of a stage are made: ``local`` (in this process, one after the other),
     ``processes`` (several on this machine) or ``ray`` (a Ray cluster whose machines all see
-    ``runtime.folder``; needs ``pip install 'bpo-data[ray]'``). The same bytes come out."""
+    ``runtime.folder`` or reach ``runtime.mirror``; needs ``pip install 'bpo-data[ray]'``). The same
+    bytes come out."""
 
     processes: int = 0
     """Workers of ``processes`` and ``ray``, each with the models loaded once and a GPU of its own

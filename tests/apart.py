@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,39 +18,32 @@ from bpo_data.runtime import Runtime
 NUMBER = 1_000
 
 
-class S3:
-    """A server that speaks S3, where one is installed: what the environment says of it."""
+def can_s3() -> bool:
+    return find_spec("moto") is not None and find_spec("s3fs") is not None
 
-    def __init__(self) -> None:
-        self.process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> dict[str, str]:
-        if not can_s3():
-            return {}
-        with closing(socket.socket()) as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-p", str(port)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+@contextmanager
+def s3_server() -> Iterator[dict[str, str]]:
+    """A server that speaks S3: what the environment says of it."""
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
         wait_for(lambda: answers(port))
-        return {
+        yield {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
             "AWS_ACCESS_KEY_ID": "anybody",
             "AWS_SECRET_ACCESS_KEY": "nothing",
             "AWS_DEFAULT_REGION": "us-east-1",
         }
-
-    def __exit__(self, *raised: object) -> None:
-        if self.process:
-            self.process.kill()
-            self.process.wait()
-
-
-def can_s3() -> bool:
-    return find_spec("moto") is not None and find_spec("s3fs") is not None
+    finally:
+        server.kill()
+        server.wait()
 
 
 def answers(port: int) -> bool:

@@ -7,7 +7,6 @@ speaks S3 where moto and s3fs are installed.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import socket
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from apart import NUMBER, S3, World, can_s3, encoder
+from apart import NUMBER, World, can_s3, encoder, s3_server
 from clusters import Making, Nodes, lets_mount, made_by, started, wait_for
 from making import Shifted, make, shift
 from test_cluster_pipeline import digests, done
@@ -36,8 +35,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Nodes]:
-    with S3() as variables, started() as nodes:
-        os.environ |= variables
+    with started() as nodes:
         yield nodes
 
 
@@ -61,15 +59,19 @@ def twice(notes: Path) -> set[str]:
 
 
 @pytest.fixture(params=["a folder", "s3"])
-def mirror(request, world) -> str:
+def mirror(request, world, monkeypatch) -> Iterator[str]:
     if request.param == "a folder":
-        return f"file://{world.folder}/mirror"
+        yield f"file://{world.folder}/mirror"
+        return
     if not can_s3():
         pytest.skip("moto and s3fs are not installed")
     import s3fs
 
-    s3fs.S3FileSystem().mkdir(name := f"bucket{os.getpid()}")
-    return f"s3://{name}/team/runs"
+    with s3_server() as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem().mkdir("bucket")
+        yield "s3://bucket/team/runs"
 
 
 def test_machines_that_share_no_disk_make_the_same_bytes(world, mirror, unbroken, monkeypatch):

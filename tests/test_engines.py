@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
 from bpo_data import __version__, disk
-from bpo_data.artifacts import Draft, Into, cut
+from bpo_data.artifacts import Draft, Into, cut, seal_of
 from bpo_data.engines import Job, Place, alone, at, connecting, directly, engine_of, worker
+from bpo_data.engines.cluster import Crew
 from bpo_data.engines.connecting import shares
 from bpo_data.engines.local import Local
+from bpo_data.engines.worker import Told
 from bpo_data.errors import UserError
 from bpo_data.runtime import Runtime
 from bpo_data.shelf import Shelf
@@ -176,6 +178,23 @@ def test_finished_parts_survive_a_fault_that_the_user_mends(tmp_path):
     artifact = shelf.make(work, "squares", SCHEMA, {}, partial(run, room=9))
     assert (made, artifact.rows) == ([4, 4, 2], 10)
     assert not list(artifact.folder.rglob("found-*")), "they are in the table now"
+
+
+def test_a_part_that_comes_with_two_answers_is_one_part(tmp_path):
+    crew = object.__new__(Crew)  # without the Ray that it would hire on
+    crew.write = write = Into(tmp_path, SCHEMA, "squares")
+    part = ("squares-00000.parquet", numbers(4))
+    told = Told("far", "cpu", made=squares(numbers(4)))
+    with write.open():
+        for _ in range(2):
+            crew.take(part, told)
+            assert disk.sealed(tmp_path / part[0], seal_of(tmp_path / part[0]))
+        with pytest.raises(ValueError, match=r"row_id.* with null values") as caught:
+            crew.take(part, Told("far", "cpu", made=pa.table({"row_id": [None], "square": [1]})))
+    assert caught.value.__notes__ == [
+        "It was making squares-00000.parquet: 4 rows, row_id r000 to r003."
+    ]
+    assert disk.read_parquet(tmp_path / part[0]).equals(squares(numbers(4)))
 
 
 def test_two_writers_of_a_part_never_mix_their_bytes(tmp_path):

@@ -18,7 +18,6 @@ from bpo_data.engines import Place
 from bpo_data.errors import UserError
 from bpo_data.fetching import Cache, Copied, Own, fetched, own_cache, sources
 from bpo_data.mirror import Mirror
-from bpo_data.runtime import Runtime
 from bpo_data.shelf import Shelf
 from bpo_data.tables import columns
 from bpo_data.work import Work
@@ -37,11 +36,11 @@ def make(folder: Path, k: int = 3, words: str = "{}") -> Artifact:
 
 
 @pytest.fixture
-def runtime(tmp_path, monkeypatch) -> Runtime:
-    """Of a driver in a folder that workers do not see; the mirror is named from there."""
+def mirror(tmp_path, monkeypatch) -> Mirror:
+    """Named from the folder of a driver, which workers do not see."""
     (tmp_path / "driver").mkdir()
     monkeypatch.chdir(tmp_path / "driver")
-    return Runtime(folder="runs", mirror="../mirror")
+    return Mirror("../mirror")
 
 
 @pytest.fixture
@@ -49,8 +48,8 @@ def cache(tmp_path) -> Cache:
     return Cache(tmp_path / "machine" / "fetched")
 
 
-def url_of(runtime: Runtime) -> str:
-    return Mirror(runtime.mirror).everywhere
+def known(*reads: object, mirror: Mirror) -> dict[str, fetching.Source]:
+    return sources(map(str, reads), "runs", mirror)
 
 
 def copied(artifact: Artifact, inside: str = "model") -> Copied:
@@ -63,15 +62,14 @@ def file_in(mirror: Path, name: str) -> Path:
     return found
 
 
-def test_what_a_set_up_reads_is_told_apart_and_sent(runtime, tmp_path):
+def test_what_a_set_up_reads_is_told_apart_and_sent(mirror, tmp_path):
     artifact = make(Path("runs"))
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "config.json").write_text("{}")
     (tmp_path / "driver" / "link").symlink_to(artifact.folder.absolute())
     in_artifact = [str(artifact.folder), str(artifact.folder.absolute() / "model"), "link/model"]
     reads = [*in_artifact, str(tmp_path / "own"), "gpt2", ""]
-    assert sources(reads, Runtime(folder="runs")) == {}, "without a mirror nobody asks"
-    found = sources(reads, runtime)
+    found = known(*reads, mirror=mirror)
     assert [found.pop(name) for name in in_artifact] == [
         copied(artifact, inside) for inside in (".", "model", "model")
     ]
@@ -81,14 +79,14 @@ def test_what_a_set_up_reads_is_told_apart_and_sent(runtime, tmp_path):
             {"config.json": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"},
         )
     }
-    assert Mirror(url_of(runtime)).manifest(artifact.folder.name) == artifact.manifest
+    assert mirror.manifest(artifact.folder.name) == artifact.manifest
 
 
-def test_a_machine_reads_its_own_copy_and_keeps_it(runtime, tmp_path, cache):
+def test_a_machine_reads_its_own_copy_and_keeps_it(mirror, tmp_path, cache):
     artifact = make(Path("runs"), words='{"a": 1}')
     location = str(artifact.folder / "model")
-    found = sources([location], runtime)
-    url = url_of(runtime)  # as seen from the driver's folder, which is relative
+    found = known(location, mirror=mirror)
+    url = mirror.everywhere  # as seen from the driver's folder, which is relative
     place = Place(0, folders=fetched(found, url, cache))
     assert Path.cwd() == cache.folder, "no name of a model leads anywhere by accident"
     here = Path(place.here(location))
@@ -99,10 +97,10 @@ def test_a_machine_reads_its_own_copy_and_keeps_it(runtime, tmp_path, cache):
     assert fetched(found, url, cache) == {location: str(here)}, "it is fetched once"
 
 
-def test_workers_that_begin_at_once_fetch_once(runtime, tmp_path, cache, monkeypatch):
+def test_workers_that_begin_at_once_fetch_once(mirror, tmp_path, cache, monkeypatch):
     found = copied(make(Path("runs")))
-    sources([f"runs/{found.artifact}"], runtime)
-    mirror = Mirror(url_of(runtime))
+    known(f"runs/{found.artifact}", mirror=mirror)
+    far = Mirror(mirror.everywhere)
     asked: list[str] = []
     whole = Mirror.fetch_file
 
@@ -114,23 +112,23 @@ def test_workers_that_begin_at_once_fetch_once(runtime, tmp_path, cache, monkeyp
     monkeypatch.setattr(Mirror, "fetch_file", slowly)
     cache.enter()
     with ThreadPoolExecutor(4) as pool:
-        places = set(pool.map(lambda _: cache.artifact(found, mirror), range(4)))
+        places = set(pool.map(lambda _: cache.artifact(found, far), range(4)))
     assert len(places) == 1
     assert sorted(asked) == ["config.json", "policy.parquet"]
 
 
-def test_a_changed_byte_in_the_mirror_is_named(runtime, tmp_path, cache):
-    found = sources([str(make(Path("runs")).folder)], runtime)
+def test_a_changed_byte_in_the_mirror_is_named(mirror, tmp_path, cache):
+    found = known(make(Path("runs")).folder, mirror=mirror)
     file_in(tmp_path / "mirror", "config.json").write_text("{x")
-    url = url_of(runtime)
+    url = mirror.everywhere
     with pytest.raises(UserError, match=r"model/config.json is not what was sent \(its sha256"):
         fetched(found, url, cache)
     assert not list(cache.folder.rglob("config.json"))
 
 
-def test_a_changed_byte_on_the_machines_disk_is_fetched_anew(runtime, cache, caplog):
+def test_a_changed_byte_on_the_machines_disk_is_fetched_anew(mirror, cache, caplog):
     location = str(make(Path("runs")).folder)
-    found, url = sources([location], runtime), url_of(runtime)
+    found, url = known(location, mirror=mirror), mirror.everywhere
     file = Path(fetched(found, url, cache)[location]) / "model/config.json"
     file.write_text("{x")
     fetched(found, url, cache)
@@ -138,27 +136,27 @@ def test_a_changed_byte_on_the_machines_disk_is_fetched_anew(runtime, cache, cap
     assert "is not what was fetched: it is fetched anew" in caplog.text
 
 
-def test_another_make_of_the_same_work_is_not_taken_for_it(runtime, tmp_path, cache):
-    Mirror(url_of(runtime)).send(make(tmp_path / "another machine", words="{ }"))
+def test_another_make_of_the_same_work_is_not_taken_for_it(mirror, tmp_path, cache):
+    mirror.send(make(tmp_path / "another machine", words="{ }"))
     mine = make(Path("runs"))
-    found, url = sources([str(mine.folder)], runtime), url_of(runtime)
+    found, url = known(mine.folder, mirror=mirror), mirror.everywhere
     with pytest.raises(UserError, match=f"{mine.folder.name} was made by another machine"):
         fetched(found, url, cache)
 
 
-def test_a_mirror_that_leads_elsewhere_is_named(runtime, tmp_path, cache):
-    found = sources([str(make(Path("runs")).folder)], runtime)
+def test_a_mirror_that_leads_elsewhere_is_named(mirror, tmp_path, cache):
+    found = known(make(Path("runs")).folder, mirror=mirror)
     with pytest.raises(UserError, match=r"holds no sft-.*leads all machines to the same place"):
         fetched(found, f"file://{tmp_path}/nothing", cache)
     with pytest.raises(UserError, match=r"runtime.mirror=nope://x cannot be used"):
         fetched(found, "nope://x", cache)
 
 
-def test_a_folder_of_the_users_has_to_be_there_file_for_file(runtime, tmp_path, cache):
+def test_a_folder_of_the_users_has_to_be_there_file_for_file(mirror, tmp_path, cache):
     own = tmp_path / "own"
     own.mkdir()
     (own / "config.json").write_text("{}")
-    found, url = sources([str(own), str(own / "config.json")], runtime), url_of(runtime)
+    found, url = known(own, own / "config.json", mirror=mirror), mirror.everywhere
     assert fetched(found, url, cache) == {name: name for name in found}
     (own / "config.json").write_text("{ }")
     with pytest.raises(UserError, match=r"own is another than .* config.json differs"):
@@ -172,30 +170,30 @@ def test_a_folder_of_the_users_has_to_be_there_file_for_file(runtime, tmp_path, 
         fetched(found, url, cache)
 
 
-def test_a_model_that_is_trusted_is_trusted_where_it_was_fetched(runtime, cache, monkeypatch):
+def test_a_model_that_is_trusted_is_trusted_where_it_was_fetched(mirror, cache, monkeypatch):
     folder = make(Path("runs")).folder
     trusted, other = str(folder / "model"), str(folder)
     monkeypatch.setenv(checkpoints.TRUSTED, f"gpt2,{trusted}")
-    places = fetched(sources([trusted, other], runtime), url_of(runtime), cache)
+    places = fetched(known(trusted, other, mirror=mirror), mirror.everywhere, cache)
     assert checkpoints.trusted(places[trusted])
     assert not checkpoints.trusted(places[other])
 
 
-def test_what_nobody_used_for_a_week_goes_when_something_else_comes(runtime, cache):
+def test_what_nobody_used_for_a_week_goes_when_something_else_comes(mirror, cache):
     artifacts = [make(Path("runs"), k, f'{{"k": {k}}}') for k in range(4)]
-    sources([str(one.folder) for one in artifacts], runtime)
-    mirror = Mirror(url_of(runtime))
+    known(*(one.folder for one in artifacts), mirror=mirror)
+    far = Mirror(mirror.everywhere)
     cache.enter()
-    old, used, recent = (cache.artifact(copied(one), mirror) for one in artifacts[:3])
+    old, used, recent = (cache.artifact(copied(one), far) for one in artifacts[:3])
     for lock, place in zip(cache.using, (old, used, recent), strict=True):
         if place != used:
             lock.close()  # as when its worker ends
         if place != recent:
             long_ago = time.time() - fetching.UNUSED - 60
             os.utime(lock.name, (long_ago, long_ago))
-    new = cache.artifact(copied(artifacts[3]), mirror)
+    new = cache.artifact(copied(artifacts[3]), far)
     assert [place.exists() for place in (old, used, recent, new)] == [False, True, True, True]
-    assert cache.artifact(copied(artifacts[0]), mirror).exists(), "it comes back when it is needed"
+    assert cache.artifact(copied(artifacts[0]), far).exists(), "it comes back when it is needed"
 
 
 def test_a_disk_that_takes_nothing_is_named_with_the_way_out(tmp_path, monkeypatch):

@@ -19,14 +19,21 @@ def packed(set_up: SetUp, write: Write, runtime: Runtime) -> bytes:
     """What every worker is sent, pickled. What the set-up reads is in the mirror by then."""
     from ray import cloudpickle  # it knows what a script itself defines, as pickle does not
 
-    sources = fetching.sources(getattr(set_up, "reads", ()), runtime)
+    reads, mirror = getattr(set_up, "reads", ()), mirror_of(runtime)
+    sources = fetching.sources(reads, runtime.folder, mirror) if mirror else {}
     return bytes(cloudpickle.dumps((set_up, write, runtime, trusted(), sources)))
 
 
 def folders(write: Write, runtime: Runtime) -> Folders:
     """What a worker tells by whether its machine sees the folder of the run."""
-    mirror = Mirror(runtime.mirror).everywhere if runtime.mirror else ""
-    return os.getcwd(), Path(runtime.folder).absolute(), disk.token_in(write.folder), mirror
+    mirror = mirror_of(runtime)
+    url = mirror.everywhere if mirror else ""
+    return os.getcwd(), Path(runtime.folder).absolute(), disk.token_in(write.folder), url
+
+
+def mirror_of(runtime: Runtime) -> Mirror | None:
+    """What other machines may read from; a Ray that is started here has none."""
+    return Mirror(runtime.mirror) if runtime.mirror and runtime.address else None
 
 
 def trusted() -> dict[str, str]:

@@ -18,13 +18,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from bpo_data import __version__, fetching
+from bpo_data import __version__
 from bpo_data.engines import Make, Part, Place, SetUp, Write, named, set_up_in_worker
 from bpo_data.errors import UserError
 from bpo_data.runtime import Runtime, prepare
+
+if TYPE_CHECKING:
+    from bpo_data.fetching import Cache, Source
 
 PASSING = (errno.EROFS, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)
 """Faults that a shared folder may get over by itself."""
@@ -70,7 +74,8 @@ class Worker:
         self.make: Make | None = None
         self.write: Write | None = None
         """None where parts go with the answers."""
-        self.cache = fetching.own_cache()
+        self.cache: Cache | None = None
+        """What it reads there stays as long as this process lives."""
         self.said = Said()
         log = logging.getLogger("bpo_data")
         log.addHandler(self.said)
@@ -97,8 +102,11 @@ class Worker:
 
         return self.told(begin)
 
-    def fetched(self, sources: dict[str, fetching.Source], mirror: str) -> dict[str, str]:
+    def fetched(self, sources: dict[str, Source], mirror: str) -> dict[str, str]:
         """Where that is which a set-up reads. Raises UserError, with this machine's name."""
+        from bpo_data import fetching  # it knows artifacts, which know engines
+
+        self.cache = fetching.own_cache()
         try:
             return fetching.fetched(sources, mirror, self.cache)
         except UserError as error:

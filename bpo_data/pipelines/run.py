@@ -185,7 +185,8 @@ def set_up_logging() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Harmless("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for noisy in ("httpx", "httpx2", "openai", "datasets", "transformers", "faiss", "trl"):
+    models = ("httpx", "httpx2", "openai", "datasets", "transformers", "faiss", "trl")
+    for noisy in (*models, "botocore", "aiobotocore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # it warns of resuming as such
 
