@@ -161,7 +161,7 @@ def test_the_pipeline_makes_the_same_bytes_without_a_shared_disk(world, tmp_path
     world.machine("one", workers=2)
     ray = (
         *("runtime.engine=ray", f"runtime.address={world.nodes.cluster.address}"),
-        *("runtime.processes=2", "runtime.device=cpu", f"runtime.mirror={world.runtime().mirror}"),
+        *("runtime.processes=1", "runtime.device=cpu", f"runtime.mirror={world.runtime().mirror}"),
     )
     begun = time.monotonic()
     done(far, *words, *ray)
