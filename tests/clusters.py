@@ -35,7 +35,9 @@ APART = 'mount -t tmpfs none "$0" && exec "$@"'
 def lets_mount() -> bool:
     """Whether a process may have a view of the disk of its own."""
     line = ["unshare", "-m", "--propagation", "private", "mount", "-t", "tmpfs", "none", "/mnt"]
-    return shutil.which("unshare") is not None and not subprocess.run(line, check=False).returncode
+    if not shutil.which("unshare"):
+        return False
+    return subprocess.run(line, capture_output=True).returncode == 0
 
 
 class Nodes:

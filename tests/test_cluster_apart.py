@@ -133,10 +133,10 @@ def test_what_a_far_machine_lacks_is_said_in_one_line(world, monkeypatch):
     sent.write_text("1001")
     own = Shifted(world.notes, folder=str(world.driver / "own"))
     for words, shifted, runtime in (
-        ("or name in runtime.mirror a URL that all", world.shifted(), world.runtime(mirror="")),
-        ("is in the memory of one process", own, world.runtime(mirror="memory://runs")),
-        ("driver/own is not there. Copy it there under the same path", own, world.runtime()),
-        ("/model/number is not what was sent", world.shifted(), world.runtime()),
+        ("or name in runtime.mirror a URL that all", world.shifted(), world.runtime("", 1)),
+        ("is in the memory of one process", own, world.runtime("memory://runs", 1)),
+        ("driver/own is not there. Copy it there under", own, world.runtime(processes=1)),
+        ("/model/number is not what was sent", world.shifted(), world.runtime(processes=1)),
     ):
         with pytest.raises(UserError, match=re.escape(words)) as caught:
             made_by(world.runs, shifted, runtime)
