@@ -112,7 +112,10 @@ def run(draft: Draft, config: LoadConfig, runtime: Runtime) -> None:
         spill = Spill(folder / "rows")
         with draft.writing_beside("rejected.parquet", REJECTED) as write:
             found = Found(SetAside(write))
-            found.read(draft, config.source(), spill)
+            source = config.source()
+            if isinstance(source, sources.Files | sources.Hub):
+                source.scratch = folder
+            found.read(draft, source, spill)
         if found.rows == found.set_aside.rows:
             raise UserError(
                 f"load: none of {some(found.rows, 'row')} can be used. The reasons: "
