@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-HELD = 2**25
+HELD = 2**23
 """Bytes of lines that are held before they go to disk."""
-LARGEST = 2**23
+LARGEST = 2**22
 """Bytes of lines that come back together, where their keys differ."""
 EACH = 64
 """Bytes that a line takes in memory beside its letters."""
