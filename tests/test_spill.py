@@ -43,12 +43,12 @@ def test_all_lines_of_a_key_come_back_together_in_the_order_they_came(
         assert not on_disk, "few lines touch no disk"
 
 
-def test_what_is_on_disk_is_no_more_than_the_lines(tmp_path: Path) -> None:
-    spill = Spill(tmp_path, held=1000, largest=2000)
+def test_what_is_on_disk_is_less_than_the_lines_and_in_one_file_a_bucket(tmp_path: Path) -> None:
+    spill = Spill(tmp_path, held=10_000, largest=20_000)
     lines = [line(f"{n % 7:0{KEY}x}"[::-1], n, 50) for n in range(2000)]
     for one in lines:
         spill.add(one)
     assert sum(1 for bucket in spill.buckets() for _ in bucket) == len(lines)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) == sum(map(len, lines))
+    assert sum(path.stat().st_size for path in files) < sum(map(len, lines)) / 2
     assert len(files) == 7
