@@ -8,9 +8,10 @@ the making lives in ``<name>.partial``; a folder without ``.partial`` is whole.
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from bpo_data import disk
+from bpo_data import disk, streaming
 from bpo_data.engines import Engine, Job, Part, SetUp, Tell
 from bpo_data.engines.local import Local
 from bpo_data.errors import UserError, plain
@@ -28,6 +29,9 @@ MANIFEST = "manifest.json"
 MINUTE = 60.0  # seconds between two lines in a log
 RESUMED = ".resume"
 """Folder of an artifact in the making for what an interrupted try leaves to the next."""
+SCRATCH = ".scratch"
+"""Folder of an artifact in the making for what goes with the try; a kill leaves it to be cleared by
+the next."""
 SEALS = ".seals"
 """Folder beside parts for their digests."""
 
@@ -67,6 +71,12 @@ class Artifact:
         import pyarrow.parquet as pq
 
         return pq.ParquetFile(self.checked(name)).read(columns=columns)
+
+    def batches(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The stage's table in its own order, some rows at a time: memory holds no more. A file is
+        checked before its first row. Raises UserError when it is not what was written."""
+        for name in self.manifest["table"]:
+            yield from streaming.batches(self.checked(name), columns)
 
     def checked(self, name: str) -> Path:
         """The path of a file whose bytes are still the ones in the manifest."""
@@ -190,6 +200,28 @@ class Draft:
         disk.write_parquet(in_order(table, self.schema, self.makes), self.folder / name)
         self.table_files.append(name)
 
+    @contextmanager
+    def writing(self, name: str = "") -> Iterator[Callable[[pa.Table], None]]:
+        """Within, ``write`` table after table, of which memory holds one row group. Without any
+        there is no file; one that is broken off is not there."""
+        name = name or f"{self.makes}.parquet"
+        with self.writing_beside(name, self.schema) as add:
+            yield lambda table: add(in_order(table, self.schema, self.makes))
+        if (self.folder / name).exists():
+            self.table_files.append(name)
+
+    @contextmanager
+    def writing_beside(self, name: str, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+        """Like ``writing``, of tables of this schema for a file that is not part of the stage's
+        table."""
+        file = streaming.Growing(self.folder / name, schema)
+        try:
+            yield file.add
+            file.close()
+        except BaseException:
+            file.drop()
+            raise
+
     def write_log(self, table: pa.Table) -> None:
         """Like ``write``, for the log of a training: no digest covers it, since the line after an
         interruption is a mean over fewer updates. What later stages read is the model."""
@@ -252,6 +284,11 @@ class Draft:
             pq.ParquetFile(self.folder / name).read(columns=columns) for name in self.table_files
         ).combine_chunks()
 
+    def batches(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The same, some rows at a time."""
+        for name in self.table_files:
+            yield from streaming.batches(self.folder / name, columns)
+
     def file(self, name: str) -> Path:
         """Where an extra file or folder of the artifact goes, such as ``model``."""
         path = self.folder / name
@@ -268,6 +305,16 @@ class Draft:
         path = self.folder / RESUMED / name
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """An empty folder for what memory does not hold; it goes, however the work ends."""
+        path = self.folder / SCRATCH
+        path.mkdir(parents=True)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
     def say(self, text: str) -> None:
         """Tell the user one thing on stderr and in the report."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from bpo_data.components.rows import Rejected, Row
@@ -37,6 +38,8 @@ class Files:
         self.on_bad_file = on_bad_file
         self.unpacked_gb = unpacked_gb
         self.seen: set[str] = set()
+        self.scratch: Path | None = None
+        """A folder for what memory does not hold."""
 
     def problems(self) -> Iterator[str]:
         from bpo_data.components.reading import column_problems, find_files, role_problems
@@ -67,7 +70,13 @@ class Files:
         skip = self.on_bad_file == "skip"
         try:
             yield from read(
-                self.path, Columns(**self.columns), self.roles, skip, self.seen, self.unpacked_gb
+                self.path,
+                Columns(**self.columns),
+                self.roles,
+                skip,
+                self.seen,
+                self.unpacked_gb,
+                self.scratch,
             )
         except FileRejected as error:
             others = len(find_files(self.path)) > 1 and not skip
@@ -93,6 +102,8 @@ class Hub:
         self.revision = revision
         self.columns = dict(columns or {})
         self.roles = dict(roles or {})
+        self.scratch: Path | None = None
+        """A folder for what memory does not hold."""
 
     def problems(self) -> Iterator[str]:
         from bpo_data.components.reading import column_problems, role_problems
@@ -115,12 +126,16 @@ class Hub:
             try:
                 if converter is None:
                     columns = Columns(**self.columns)
-                    converter = Converter(record.keys(), columns, self.roles, textual=False)
+                    converter = Converter(
+                        record.keys(), columns, self.roles, textual=False, scratch=self.scratch
+                    )
                 yield converter.row(record, origin)
             except Bad as bad:
                 if converter is None:
                     raise UserError(f"{self.name}: {bad.detail}") from bad
                 yield Rejected(origin, bad.reason, bad.detail, as_json(record))
+        if converter:
+            converter.ids.close()
 
     def records(self) -> Iterator[dict[str, Any]]:
         import datasets

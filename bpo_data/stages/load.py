@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import compress
 from typing import Any
 
 import pyarrow as pa
 
+from bpo_data import stopping
 from bpo_data.artifacts import Draft
-from bpo_data.components import criteria, kinds, sources
-from bpo_data.components.rows import Given, Rejected, Row
+from bpo_data.components import kinds, pooling, sources
+from bpo_data.components.pooling import GIVEN, RATED
+from bpo_data.components.rows import Rejected
+from bpo_data.components.splits import SPLITS, Draw, draw
 from bpo_data.errors import UserError, plain, some
 from bpo_data.runtime import Runtime
-from bpo_data.tables import ID, MSG, columns, lot, maybe, prompt_id
+from bpo_data.spill import Spill
+from bpo_data.tables import ID, MSG, columns, maybe, prompt_id
 
 VERSION = 2
-SPLITS = ("seed", "pool", "test")
-ANSWER = pa.struct([("text", pa.string()), ("author", pa.string()), ("score", pa.float32())])
-GIVEN = pa.list_(ANSWER)
-RATED = pa.list_(pa.struct([*ANSWER, ("criteria", criteria.CRITERIA), ("rationale", pa.string())]))
-"""``given`` of a source that has points by criterion, or reasons for its scores."""
+TOGETHER = 2**22
+"""Bytes of rows set aside that are held before they go to their file."""
 REJECTED = pa.schema(
     [(name, pa.string()) for name in ("origin", "reason", "detail")] + [("raw", pa.binary())]
 )
@@ -103,57 +106,149 @@ def schema(config: LoadConfig) -> pa.Schema:
 
 
 def run(draft: Draft, config: LoadConfig, runtime: Runtime) -> None:
-    grouped: dict[str, list[Row]] = {}
-    rejected: list[Rejected] = []
-    notices: Counter[str] = Counter()
-    rows_in = 0
-    with draft.bar(0, "rows") as bar:
-        source = config.source()
-        for row in source.rows():
-            rows_in += 1
-            bar.update(1)
-            if isinstance(row, Rejected):
-                rejected.append(row)
-            else:
-                grouped.setdefault(prompt_id(row.prompt), []).append(row)
-                notices.update(row.notices)
-    write_rejected(draft, rejected)
-    draft.facts["columns"] = named(getattr(source, "seen", ()))
-    if not grouped:
-        raise UserError(
-            f"load: none of {some(rows_in, 'row')} can be used. The reasons: "
-            f"{reasons(rejected) or 'the source is empty'}. Check load.path and load.columns."
+    """Nothing is held but what is under way, so memory does not grow with the rows: they go to disk
+    parted by the beginning of their prompt's id, and come back a part at a time, in that order."""
+    with draft.scratch() as folder:
+        spill = Spill(folder / "rows")
+        with draft.writing_beside("rejected.parquet", REJECTED) as write:
+            found = Found(SetAside(write))
+            source = config.source()
+            if isinstance(source, sources.Files | sources.Hub):
+                source.scratch = folder
+            found.read(draft, source, spill)
+        if found.rows == found.set_aside.rows:
+            raise UserError(
+                f"load: none of {some(found.rows, 'row')} can be used. The reasons: "
+                f"{found.set_aside.reasons() or 'the source is empty'}. Check load.path and "
+                f"load.columns."
+            )
+        drawn = draw(
+            spill,
+            folder / "prompts",
+            seed=config.seed,
+            limit=config.limit,
+            test_share=config.test_share,
+            seed_share=config.seed_share,
         )
-    kept = limited(grouped, config)
-    split = splits(kept, config)
-    table = [prompt_row(name, kept[name], split[name], notices) for name in sorted(kept)]
-    if any(one["criteria"] or one["rationale"] for row in table for one in row["given"]):
-        place = draft.schema.get_field_index("given")
-        draft.schema = draft.schema.set(place, draft.schema.field(place).with_type(RATED))
-    draft.write(pa.Table.from_pylist(table, schema=draft.schema))
-    by_split = Counter(row["split"] for row in table)
-    draft.note(len(rejected), rows_in, f"rows set aside in rejected.parquet: {reasons(rejected)}")
-    if not any(row.split for rows in kept.values() for row in rows):
-        draft.note(by_split["test"], len(table), "prompts kept aside for evaluate")
-        draft.note(by_split["seed"], len(table), "prompts kept aside for sft")
-    if not any(row["given"] for row in table) and draft.facts.get("columns"):
-        draft.say(
-            f"no row carries a response; the columns are {', '.join(draft.facts['columns'])}. "
-            f"Name those that hold responses with load.columns.chosen, .rejected or .response."
-        )
-    draft.facts |= {
-        "result": some(len(table), "prompt")
-        + (f" of {some(rows_in, 'row')}" if rows_in != len(table) else ""),
-        "rows_in": rows_in,
-        "rows_rejected": len(rejected),
-        "rejected_by_reason": dict(Counter(row.reason for row in rejected)),
-        "rows_of_prompts_left_out_by_limit": sum(
-            len(rows) for name, rows in grouped.items() if name not in kept
-        ),
-        "prompts": {name: by_split[name] for name in SPLITS},
-        "responses_given": sum(len(row["given"]) for row in table),
-        "notices": dict(sorted(notices.items())),
-    }
+        if drawn.rated:
+            place = draft.schema.get_field_index("given")
+            draft.schema = draft.schema.set(place, draft.schema.field(place).with_type(RATED))
+        with draft.writing() as write:
+            for bucket in spill.buckets():
+                stopping.check()
+                write(found.table(bucket, drawn, draft.schema))
+    found.tell(draft, drawn)
+
+
+class SetAside:
+    """Rows that cannot be used: they go to their file, how many there are of each reason stays."""
+
+    def __init__(self, write: Callable[[pa.Table], None]) -> None:
+        self.write = write
+        self.held: list[Rejected] = []
+        self.size = self.rows = 0
+        self.by_reason: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+        """Where each reason stood first, and its particulars."""
+
+    def add(self, row: Rejected) -> None:
+        self.rows += 1
+        self.by_reason[row.reason] += 1
+        self.first.setdefault(row.reason, f"{row.origin}: {row.detail}")
+        self.held.append(row)
+        self.size += 1024 + len(row.raw)
+        if self.size > TOGETHER:
+            self.put_in_file()
+
+    def put_in_file(self) -> None:
+        self.write(pa.Table.from_pylist([vars(row) for row in self.held], schema=REJECTED))
+        self.held, self.size = [], 0
+
+    def reasons(self) -> str:
+        """``wrong_type 3 (a.jsonl:4: ...)``: the commonest reasons, how often, and where first."""
+        others = len(self.by_reason) - 3
+        return "; ".join(
+            f"{reason} {number} ({self.first[reason]})"
+            for reason, number in self.by_reason.most_common(3)
+        ) + (f"; {some(others, 'other reason')}" if others > 0 else "")
+
+
+@dataclass
+class Found:
+    """What a source came to, counted while its rows pass by."""
+
+    set_aside: SetAside
+    rows: int = 0
+    left_out: int = 0
+    """Rows of prompts that the limit did not draw."""
+    prompts: int = 0
+    by_split: Counter[str] = field(default_factory=Counter)
+    responses: int = 0
+    notices: Counter[str] = field(default_factory=Counter)
+
+    def read(self, draft: Draft, source: sources.Source, spill: Spill) -> None:
+        """Every row of the source, to the spill or set aside."""
+        with draft.bar(0, "rows") as bar:
+            for row in source.rows():
+                stopping.check()
+                self.rows += 1
+                bar.update(1)
+                if isinstance(row, Rejected):
+                    self.set_aside.add(row)
+                else:
+                    spill.add(pooling.packed(prompt_id(row.prompt), self.rows, row))
+                    self.notices.update(row.notices)
+        self.set_aside.put_in_file()
+        draft.facts["columns"] = named(getattr(source, "seen", ()))
+
+    def table(self, bucket: Iterable[bytes], drawn: Draw, schema: pa.Schema) -> pa.Table:
+        """The rows of the prompts in a bucket that are kept, by id."""
+        keeps = cache(drawn.keeps)
+        kept = [keeps(line[pooling.NAME].decode()) for line in bucket]
+        self.left_out += len(kept) - sum(kept)
+        prompts = pooling.pooled(compress(bucket, kept))
+        answers = [prompt.answers() for prompt in prompts]
+        splits = [drawn.split(prompt.name, prompt.split) for prompt in prompts]
+        self.prompts += len(prompts)
+        self.by_split.update(splits)
+        self.responses += sum(map(len, answers))
+        for prompt, own in zip(prompts, answers, strict=True):
+            self.notices.update(prompt.notices(own))
+        firsts = [prompt.first for prompt in prompts]
+        values = {
+            "prompt_id": [prompt.name for prompt in prompts],
+            "prompt": pooling.conversations(prompts),
+            "given": pooling.given_column(answers, drawn.rated),
+            "topic": [first.topic for first in firsts],
+            "reference": [first.reference for first in firsts],
+            "split": splits,
+            "source": [first.origin for first in firsts],
+        }
+        return pa.table(values, schema=schema)
+
+    def tell(self, draft: Draft, drawn: Draw) -> None:
+        """Say what came to nothing, and note the counts."""
+        aside = self.set_aside
+        draft.note(aside.rows, self.rows, f"rows set aside in rejected.parquet: {aside.reasons()}")
+        if not drawn.said:
+            draft.note(self.by_split["test"], self.prompts, "prompts kept aside for evaluate")
+            draft.note(self.by_split["seed"], self.prompts, "prompts kept aside for sft")
+        if not self.responses and draft.facts.get("columns"):
+            draft.say(
+                f"no row carries a response; the columns are {', '.join(draft.facts['columns'])}. "
+                f"Name those that hold responses with load.columns.chosen, .rejected or .response."
+            )
+        draft.facts |= {
+            "result": some(self.prompts, "prompt")
+            + (f" of {some(self.rows, 'row')}" if self.rows != self.prompts else ""),
+            "rows_in": self.rows,
+            "rows_rejected": aside.rows,
+            "rejected_by_reason": dict(aside.by_reason),
+            "rows_of_prompts_left_out_by_limit": self.left_out,
+            "prompts": {name: self.by_split[name] for name in SPLITS},
+            "responses_given": self.responses,
+            "notices": dict(sorted(self.notices.items())),
+        }
 
 
 COLUMNS_NAMED = 50
@@ -163,89 +258,3 @@ def named(columns: Collection[str]) -> list[str]:
     """The names of a source's columns for people, the first of very many, and no endless ones."""
     shown = [plain(name)[:100] for name in sorted(columns)[:COLUMNS_NAMED]]
     return shown if len(columns) <= COLUMNS_NAMED else [*shown, f"and {len(columns):,} in all"]
-
-
-def write_rejected(draft: Draft, rejected: Iterable[Rejected]) -> None:
-    rows = [vars(row) for row in rejected]
-    draft.write_beside(pa.Table.from_pylist(rows, schema=REJECTED), "rejected.parquet")
-
-
-def reasons(rejected: Iterable[Rejected]) -> str:
-    """``wrong_type 3 (a.jsonl:4: ...)``: each reason, how often, and where first."""
-    first: dict[str, Rejected] = {}
-    count: Counter[str] = Counter()
-    for row in rejected:
-        first.setdefault(row.reason, row)
-        count[row.reason] += 1
-    return "; ".join(
-        f"{reason} {number} ({first[reason].origin}: {first[reason].detail})"
-        for reason, number in count.most_common(3)
-    ) + (f"; {some(len(count) - 3, 'other reason')}" if len(count) > 3 else "")
-
-
-def limited(grouped: dict[str, list[Row]], config: LoadConfig) -> dict[str, list[Row]]:
-    if not config.limit:
-        return grouped
-    drawn = sorted(grouped, key=lambda name: lot(config.seed, "limit", name))[: config.limit]
-    return {name: grouped[name] for name in drawn}
-
-
-def splits(grouped: dict[str, list[Row]], config: LoadConfig) -> dict[str, str]:
-    """The split of each prompt: the source's own word, else by lot at the asked shares."""
-    split: dict[str, str] = {}
-    for name, rows in grouped.items():
-        said = {row.split for row in rows if row.split}
-        unknown = said - set(SPLITS)
-        if unknown or len(said) > 1:
-            raise UserError(
-                f"{rows[0].origin}: split {', '.join(sorted(said))} of one prompt; it must be one "
-                f"of {', '.join(SPLITS)}. Name another column with load.columns.split."
-            )
-        if said:
-            split[name] = said.pop()
-    unsaid = grouped.keys() - split.keys()
-    open_to = sorted(unsaid, key=lambda name: lot(config.seed, "split", name))
-    test = round(config.test_share * len(open_to))
-    seed = round(config.seed_share * len(open_to))
-    for place, name in enumerate(open_to):
-        split[name] = "test" if place < test else "seed" if place < test + seed else "pool"
-    return split
-
-
-def prompt_row(name: str, rows: list[Row], split: str, notices: Counter[str]) -> dict[str, Any]:
-    """Rows of one prompt as one: their responses pooled, exact repeats collapsed and counted.
-
-    Responses are put in the order of author and text, so the order of the source changes nothing.
-    """
-    pooled = [given for row in rows for given in row.given]
-    distinct = sorted(set(pooled), key=given_order)
-    if len(rows) > 1:
-        notices["repeated_prompt"] += len(rows) - 1
-    if len(distinct) < len(pooled):
-        notices["repeated_response"] += len(pooled) - len(distinct)
-    scores: dict[str, set[float | None]] = {}
-    for given in distinct:
-        scores.setdefault(given.text, set()).add(given.score)
-    notices["contradicting_scores"] += any(len(score) > 1 for score in scores.values())
-    first = min(rows, key=lambda row: row.origin)
-    return {
-        "prompt_id": name,
-        "prompt": list(first.prompt),
-        "given": [
-            {
-                **vars(given),
-                "criteria": criteria.as_rows(given.criteria) or None,
-                "rationale": given.rationale or None,
-            }
-            for given in distinct
-        ],
-        "topic": first.topic,
-        "reference": first.reference,
-        "split": split,
-        "source": first.origin,
-    }
-
-
-def given_order(given: Given) -> tuple[Any, ...]:
-    score = -1.0 if given.score is None else given.score
-    return given.author, given.text, score, given.criteria, given.rationale

@@ -6,6 +6,7 @@ import glob
 import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import closing
 from dataclasses import fields
 from functools import partial
 from itertools import chain
@@ -33,6 +34,7 @@ def read(
     skip_bad_files: bool = False,
     seen: set[str] | None = None,
     unpacked_gb: float = 0,
+    scratch: Path | None = None,
 ) -> Iterator[Row | Rejected]:
     """Every row of the files at ``path``, good or set aside, in the order of the files.
 
@@ -40,7 +42,7 @@ def read(
     before the first row comes. Raises FileRejected for a file that cannot be read as a whole, or,
     with ``skip_bad_files``, sets the file aside as one rejected row and goes on. The names of all
     columns are added to ``seen``. A packed file may come to ``unpacked_gb`` gigabytes; with 0 to
-    what ``bounds`` says.
+    what ``bounds`` says. Ids that are many wait in the folder ``scratch``, else in memory.
     """
     files = find_files(path)
     base = os.path.commonpath([file.parent for file in files])
@@ -48,7 +50,7 @@ def read(
     for file in files:
         name = os.path.relpath(file, base)
         try:
-            records, converter, keys = _look(file, columns, roles, unpacked_gb)
+            records, converter, keys = _look(file, columns, roles, unpacked_gb, scratch)
             plans.append(_rows(name, records, converter, skip_bad_files))
             if seen is not None:
                 seen.update(keys)
@@ -156,7 +158,11 @@ def _unsupported() -> str:
 
 
 def _look(
-    path: Path, columns: Columns, roles: Mapping[str, str] | None, unpacked_gb: float
+    path: Path,
+    columns: Columns,
+    roles: Mapping[str, str] | None,
+    unpacked_gb: float,
+    scratch: Path | None,
 ) -> tuple[Callable[[], Iterator[Record]], Converter, Collection[str]]:
     """A first pass: which columns are there, and is the file sound to its end."""
     kind = _suffix(path)
@@ -180,7 +186,8 @@ def _look(
     if kind == ".json" and not keys:
         raise FileRejected(path, "invalid_json", "neither an array of objects nor JSON lines.")
     try:
-        converter = Converter(keys, columns, roles or {}, textual=kind in (".csv", ".tsv"))
+        textual = kind in (".csv", ".tsv")
+        converter = Converter(keys, columns, roles or {}, textual, scratch)
     except Bad as bad:
         raise FileRejected(path, bad.reason, bad.detail) from bad
     if kind == ".parquet":
@@ -193,8 +200,9 @@ def _rows(
 ) -> Iterator[Row | Rejected]:
     """With ``skip`` a file that breaks off is one more rejected row, after those before it."""
     try:
-        for record in records():
-            yield _row(name + record.place, record, converter)
+        with closing(converter.ids):
+            for record in records():
+                yield _row(name + record.place, record, converter)
     except FileRejected as bad:
         if not skip:
             raise

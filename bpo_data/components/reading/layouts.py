@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from bpo_data.components.reading.columns import IGNORE, MISSING, Cells, Columns, absent
@@ -28,14 +29,20 @@ _NUMBERED_RESPONSE = re.compile(r"(response|output|answer|completion)s?[_-]?(\d|
 
 
 class Converter:
-    """Turns the records of one file into rows; remembers the ids it has met."""
+    """Turns the records of one file into rows; remembers the ids it has met, in a folder for
+    ``scratch`` if they are many."""
 
     def __init__(
-        self, keys: Collection[str], columns: Columns, roles: Mapping[str, str], textual: bool
+        self,
+        keys: Collection[str],
+        columns: Columns,
+        roles: Mapping[str, str],
+        textual: bool,
+        scratch: Path | None = None,
     ) -> None:
         self.cells = Cells(keys, columns, textual)
         self.roles = roles
-        self.ids = Ids()
+        self.ids = Ids(scratch)
 
     def row(self, record: Mapping[str, Any], origin: str) -> Row:
         """The row a record stands for. Raises Bad unless it can be read whole, in one way."""
