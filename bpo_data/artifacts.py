@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from bpo_data import disk
+from bpo_data import disk, streaming
 from bpo_data.engines import Engine, Job, Part, SetUp, Tell
 from bpo_data.engines.local import Local
 from bpo_data.errors import UserError, plain
@@ -67,6 +67,12 @@ class Artifact:
         import pyarrow.parquet as pq
 
         return pq.ParquetFile(self.checked(name)).read(columns=columns)
+
+    def batches(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The stage's table in its own order, some rows at a time: memory holds no more. A file is
+        checked before its first row. Raises UserError when it is not what was written."""
+        for name in self.manifest["table"]:
+            yield from streaming.batches(self.checked(name), columns)
 
     def checked(self, name: str) -> Path:
         """The path of a file whose bytes are still the ones in the manifest."""
@@ -190,6 +196,21 @@ class Draft:
         disk.write_parquet(in_order(table, self.schema, self.makes), self.folder / name)
         self.table_files.append(name)
 
+    @contextmanager
+    def writing(self, name: str = "") -> Iterator[Callable[[pa.Table], None]]:
+        """Within, ``write`` table after table, of which memory holds one row group. Without any
+        there is no file; one that is broken off is not there."""
+        name = name or f"{self.makes}.parquet"
+        file = streaming.Growing(self.folder / name, self.schema)
+        try:
+            yield lambda table: file.add(in_order(table, self.schema, self.makes))
+            made = file.close()
+        except BaseException:
+            file.drop()
+            raise
+        if made:
+            self.table_files.append(name)
+
     def write_log(self, table: pa.Table) -> None:
         """Like ``write``, for the log of a training: no digest covers it, since the line after an
         interruption is a mean over fewer updates. What later stages read is the model."""
@@ -251,6 +272,11 @@ class Draft:
         return pa.concat_tables(
             pq.ParquetFile(self.folder / name).read(columns=columns) for name in self.table_files
         ).combine_chunks()
+
+    def batches(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The same, some rows at a time."""
+        for name in self.table_files:
+            yield from streaming.batches(self.folder / name, columns)
 
     def file(self, name: str) -> Path:
         """Where an extra file or folder of the artifact goes, such as ``model``."""
