@@ -8,6 +8,7 @@ the making lives in ``<name>.partial``; a folder without ``.partial`` is whole.
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,9 @@ MANIFEST = "manifest.json"
 MINUTE = 60.0  # seconds between two lines in a log
 RESUMED = ".resume"
 """Folder of an artifact in the making for what an interrupted try leaves to the next."""
+SCRATCH = ".scratch"
+"""Folder of an artifact in the making for what goes with the try; a kill leaves it to be cleared by
+the next."""
 SEALS = ".seals"
 """Folder beside parts for their digests."""
 
@@ -205,15 +209,22 @@ class Draft:
         """Within, ``write`` table after table, of which memory holds one row group. Without any
         there is no file; one that is broken off is not there."""
         name = name or f"{self.makes}.parquet"
-        file = streaming.Growing(self.folder / name, self.schema)
+        with self.writing_beside(name, self.schema) as add:
+            yield lambda table: add(in_order(table, self.schema, self.makes))
+        if (self.folder / name).exists():
+            self.table_files.append(name)
+
+    @contextmanager
+    def writing_beside(self, name: str, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+        """Like ``writing``, of tables of this schema for a file that is not part of the stage's
+        table."""
+        file = streaming.Growing(self.folder / name, schema)
         try:
-            yield lambda table: file.add(in_order(table, self.schema, self.makes))
-            made = file.close()
+            yield file.add
+            file.close()
         except BaseException:
             file.drop()
             raise
-        if made:
-            self.table_files.append(name)
 
     def write_log(self, table: pa.Table) -> None:
         """Like ``write``, for the log of a training: no digest covers it, since the line after an
@@ -321,6 +332,16 @@ class Draft:
         path = self.folder / RESUMED / name
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """An empty folder for what memory does not hold; it goes, however the work ends."""
+        path = self.folder / SCRATCH
+        path.mkdir(parents=True)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
     def say(self, text: str) -> None:
         """Tell the user one thing on stderr and in the report."""

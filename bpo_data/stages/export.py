@@ -118,6 +118,16 @@ def schema(config: ExportConfig) -> pa.Schema:
 
 
 def run(draft: Draft, config: ExportConfig, runtime: Runtime) -> None:
+    drawn = write_dataset(draft, config)
+    write_formats(draft, config, drawn)
+    disk.write_bytes(
+        card.text(draft, settings_of(config), read_prices(runtime.budget.prices)).encode(),
+        draft.view("dataset/README.md"),
+    )
+
+
+def write_dataset(draft: Draft, config: ExportConfig) -> Draw:
+    """Write the splits, set the facts about them, and tell which prompts are in which."""
     allocation = partial(draft.inputs["allocation"].batches, ["prompt_id", "kept"])
     drawn = draw(allocation, config.test_share, config.seed)
     judged = judged_types(draft, config)
@@ -143,11 +153,7 @@ def run(draft: Draft, config: ExportConfig, runtime: Runtime) -> None:
         draft.say(said)
     if drawn.pairs < FEW:
         draft.say(f"{some(drawn.pairs, 'pair')} are too few to train a model on")
-    write_formats(draft, config, drawn)
-    disk.write_bytes(
-        card.text(draft, settings_of(config), read_prices(runtime.budget.prices)).encode(),
-        draft.view("dataset/README.md"),
-    )
+    return drawn
 
 
 KEPT = {
