@@ -241,13 +241,13 @@ def test_any_engine_writes_the_same_bytes(tmp_path, qwen, small_parts, how):
     assert there.facts == here.facts
 
 
-def test_what_was_measured_of_other_texts_is_refused(tmp_path, qwen):
+def test_what_was_measured_of_other_responses_is_refused(tmp_path, qwen):
     inputs = stored(tmp_path, qwen, 2)
     draft = exported(tmp_path / "first", inputs, ExportConfig())
     (part,) = draft.folder.rglob("measured-*.parquet")
     rows = pq.ParquetFile(part).read()
     target: Any = None
-    with pytest.raises(AssertionError, match="more responses were measured"):
+    with pytest.raises(AssertionError, match="what was measured is not of"):
         measuring.set_tokens([], rows, target, "break")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from bpo_data.artifacts import Draft
 from bpo_data.components.exporters.rows import Answer, Asked, Tokens
@@ -123,30 +124,30 @@ def rows_of(batch: Iterable[Asked]) -> pa.Table:
 
 def set_tokens(chunk: Iterable[Asked], rows: pa.Table, target: Target, special: str) -> None:
     """Put what was measured on the responses of a chunk."""
-    known = {name: rows[name].to_pylist() for name in MEASURED.names[:-1]}
-    flat, ends = numbers_of(rows["ids"].combine_chunks())
-    row = 0
+    answers = [answer for asked in chunk for answer in asked.answers.values()]
+    names = [answer.response_id for answer in answers]
+    if rows["response_id"].to_pylist() != names:
+        raise AssertionError(f"what was measured is not of {', '.join(names[:3])} ...")
+    refused = rows["refused"].to_pylist()
+    for answer, why, tokens in zip(answers, refused, tokens_of(rows), strict=True):
+        answer.refused = why
+        answer.tokens = tokens
+    typed = dict(zip(names, rows["typed"].to_pylist(), strict=True))
     for asked in chunk:
-        typed = False
-        for answer in asked.answers.values():
-            if known["response_id"][row] != answer.response_id:
-                raise AssertionError(f"what was measured is not of {answer.response_id}")
-            typed = typed or known["typed"][row]
-            answer.refused = known["refused"][row]
-            if known["whole"][row] is not None:
-                ids = flat[ends[row] : ends[row + 1]]
-                values = {name: known[name][row] for name in (*NUMBERS, *SIGNS)}
-                answer.tokens = Tokens(**values, ids=array("i", ids.tobytes()))
-            row += 1
-        if typed:
+        if any(typed[name] for name in asked.answers):
             target.clean(asked, special)
-    if row != rows.num_rows:
-        raise AssertionError(f"{rows.num_rows - row} more responses were measured than there are")
 
 
-def numbers_of(lists: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """All numbers of n lists, int32, and where lists begin and end, (n + 1,); a null is empty."""
-    import pyarrow.compute as pc
-
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
-    return lists.flatten().to_numpy(), np.concatenate([[0], np.cumsum(lengths)])
+def tokens_of(rows: pa.Table) -> Iterator[Tokens | None]:
+    """The ``Tokens`` of each row of ``MEASURED``; None where there are none."""
+    there = rows["whole"].is_valid().to_pylist()
+    ids = rows["ids"].combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(ids), 0).to_numpy()
+    flat, ends = ids.flatten().to_numpy(), np.concatenate([[0], np.cumsum(lengths)]).tolist()
+    filled = dict.fromkeys(NUMBERS, 0) | dict.fromkeys(SIGNS, False)
+    columns = [
+        pc.fill_null(rows[name], value).to_numpy().tolist() for name, value in filled.items()
+    ]
+    for row, (known, *values) in enumerate(zip(there, *columns, strict=True)):
+        own = flat[ends[row] : ends[row + 1]]
+        yield Tokens._make([*values, array("i", own.tobytes())]) if known else None
