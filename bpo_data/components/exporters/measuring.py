@@ -67,9 +67,14 @@ class Measuring:
     """Where the tokenizer is: folder or hub name, and revision."""
     special: str
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self.location[:1]
+
     def __call__(self, place: Place) -> Make:
-        target = load_target(self.location)
-        assert isinstance(target, Target), f"{self.location} could be used before: {target}"
+        name, revision = self.location
+        target = load_target((place.here(name), revision))
+        assert isinstance(target, Target), f"{name} could be used before: {target}"
         return partial(measured_rows, target, self.special)
 
 
