@@ -11,7 +11,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from bpo_data import disk, streaming
+from bpo_data import disk, stopping, streaming
 from bpo_data.engines import Engine, Job, Part, SetUp, Tell
 from bpo_data.engines.local import Local
 from bpo_data.errors import UserError, plain
@@ -133,9 +133,13 @@ def cut(rows: pa.Table, name: str, part_rows: int) -> list[Part]:
     """The parts of a table, each under the name of its file; no rows are one part."""
     starts = range(0, max(rows.num_rows, 1), part_rows)
     return [
-        (f"{name}-{number:05d}.parquet", rows.slice(start, part_rows))
+        (part_name(name, number), rows.slice(start, part_rows))
         for number, start in enumerate(starts)
     ]
+
+
+def part_name(name: str, number: int) -> str:
+    return f"{name}-{number:05d}.parquet"
 
 
 class Pulse:
@@ -254,15 +258,38 @@ class Draft:
 
         The parts wait under the job's name until the artifact is finished, so a crash loses none.
         """
-        folder = self.resumable(job.name)
-        write = Into(folder.absolute(), job.schema, job.name)
-        parts = cut(job.rows, job.name, job.part_rows)
-        missing = [part for part in parts if not self.has(folder / part[0])]
-        tell(job.rows.num_rows - sum(part.num_rows for _, part in missing))
+        parts = (rows for _, rows in cut(job.rows, job.name, job.part_rows))
+        return pa.concat_tables(self.made_of(parts, job.name, job.set_up, job.schema, tell))
+
+    def made_of(
+        self, parts: Iterable[pa.Table], name: str, set_up: SetUp, schema: pa.Schema, tell: Tell
+    ) -> Iterator[pa.Table]:
+        """Like ``in_parts``, for more rows than memory holds: what is made of each of the parts,
+        which are taken one after the other and whose cuts must follow from the rows alone.
+
+        All are made before the first is read.
+        """
+        folder = self.resumable(name)
+        write = Into(folder.absolute(), schema, name)
+        count = 0
+
+        def path(number: int) -> Path:
+            return folder / part_name(name, number)
+
+        def missing() -> Iterator[Part]:
+            nonlocal count
+            for rows in parts:
+                stopping.check()
+                number, count = count, count + 1
+                if self.has(path(number)):
+                    tell(rows.num_rows)
+                else:
+                    yield path(number).name, rows
+
         with write.open():
-            for done in self.engine.each(missing, job.set_up, write, None):
+            for done in self.engine.each(missing(), set_up, write, None):
                 tell(done)
-        return pa.concat_tables(disk.read_parquet(folder / file) for file, _ in parts)
+        return (disk.read_parquet(path(number)) for number in range(count))
 
     def has(self, path: Path) -> bool:
         """Whether a part is there as it was written; one that has changed since is named."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -95,9 +96,17 @@ def by_prompt(rows: Iterable[tuple[str, float]]) -> list[float]:
 
 def gini(depths: Sequence[int]) -> float:
     """Inequality of depth over prompts, 0 where all are equal (Gini coefficient)."""
-    ordered = sorted(depths)
-    count, total = len(ordered), sum(ordered)
+    return gini_of_counts(Counter(depths))
+
+
+def gini_of_counts(counts: Mapping[int, int]) -> float:
+    """The same, of depth -> how many prompts have it."""
+    prompts = sum(counts.values())
+    total = sum(depth * count for depth, count in counts.items())
     if not total:
         return 0.0
-    weighted = sum((2 * place - count - 1) * depth for place, depth in enumerate(ordered, 1))
-    return weighted / (count * total)
+    weighted = below = 0
+    for depth, count in sorted(counts.items()):
+        weighted += depth * count * (2 * below + count - prompts)
+        below += count
+    return weighted / (prompts * total)

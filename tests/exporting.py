@@ -39,6 +39,21 @@ def model_folder(folder: Path, name: str = "qwen", **changes: Any) -> Path:
     return folder
 
 
+PROMPTS = pa.schema([("prompt_id", pa.string()), ("prompt", MSG)])
+SCORES = pa.schema([("response_id", pa.string()), ("score", pa.float32())])
+
+
+class Given:
+    """Splits that are given, in the place of those drawn."""
+
+    def __init__(self, world: World) -> None:
+        self.of = {row["prompt_id"]: row["split"] for row in world.dataset}
+        self.prompts, self.pairs = len(self.of), len(world.dataset)
+
+    def splits(self, prompt_ids: Sequence[str]) -> list[str]:
+        return [self.of[name] for name in prompt_ids]
+
+
 class World:
     """Tables as the stages before ``export`` make them, from prompts, texts, points and pairs."""
 
@@ -80,31 +95,33 @@ class World:
         pointer.mkdir(parents=True)
         pointed = {"model": str(model), "revision": ""}
         (pointer / "model.json").write_text(json.dumps(pointed))
-        inputs: Any = {
-            "policy": SimpleNamespace(folder=pointer),
-            "pairs": SimpleNamespace(manifest={"settings": self.pairing}),
-            "scores": SimpleNamespace(table=lambda columns: scores.select(columns)),
-        }
-        texts = pa.schema(
-            [(n, pa.string()) for n in ("response_id", "prompt_id", "text", "author")]
-        )
-        scores = pa.Table.from_pylist(
-            self.scores, pa.schema([("response_id", pa.string()), ("score", pa.float32())])
-        )
-        draft = Draft(folder / "out", "dataset", pa.schema([]), inputs, "export")
+        draft = Draft(folder / "out", "dataset", pa.schema([]), self.inputs(pointer), "export")
+        draft.folder.mkdir()
         config = ExportConfig(formats=list(formats), **settings)
         assert not list(config.problems())
-        export.write_formats(
-            draft,
-            config,
-            pa.Table.from_pylist(self.dataset).sort_by("pair_id"),
-            pa.Table.from_pylist(
-                self.prompts, pa.schema([("prompt_id", pa.string()), ("prompt", MSG)])
-            ),
-            pa.Table.from_pylist(self.responses, texts),
-            pa.Table.from_pylist(self.pairs),
-        )
+        export.write_formats(draft, config, Given(self))
         return draft
+
+    def inputs(self, policy: Path) -> Any:
+        """What ``write_formats`` asks of the artifacts."""
+        allocation = [{**row, "kept": True, "depth": 0} for row in self.dataset]
+        tables = {
+            "allocation": pa.Table.from_pylist(allocation),
+            "pairs": pa.Table.from_pylist(self.pairs),
+            "prompts": pa.Table.from_pylist(self.prompts, PROMPTS),
+            "responses": pa.Table.from_pylist(self.responses),
+            "scores": pa.Table.from_pylist(self.scores, SCORES),
+        }
+        for name in ("allocation", "pairs"):
+            tables[name] = tables[name].sort_by("pair_id")
+        found = {
+            name: SimpleNamespace(
+                batches=lambda columns, table=table: [table.select(columns)],
+                manifest={"settings": self.pairing},
+            )
+            for name, table in tables.items()
+        }
+        return found | {"policy": SimpleNamespace(folder=policy)}
 
     def texts(self) -> dict[str, tuple[list[Message], str, str]]:
         """Pair -> (prompt, chosen, rejected), as they were given."""

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -314,12 +315,13 @@ def test_the_draw_of_the_pair_stage_does_not_come_back_in_the_next():
 
 
 def test_depth_does_not_decide_the_split():
-    from bpo_data.stages.export import ExportConfig, split_of
+    from bpo_data.components.exporters.dataset import draw
 
     pool = pool_of([(f"p{n:03d}", 0, 0.1) for n in range(200) for _ in range(4)])
     kept = Uniform()(pool, 300, True, 9, 0).kept
     prompts = [pool.prompt_id[row] for row in kept]
-    splits = split_of(prompts, ExportConfig(test_share=0.3))
+    rows = pa.table({"prompt_id": sorted(prompts), "kept": [True] * len(prompts)})
+    splits = draw(lambda: [rows], test_share=0.3, seed=0).splits(prompts)
     depth = Counter(prompts)
     in_test = {name for name, split in zip(prompts, splits, strict=True) if split == "test"}
     mean = np.mean([depth[name] for name in in_test])

@@ -266,7 +266,9 @@ def test_a_dataset_has_columns_of_what_its_own_responses_have_and_no_others():
     table = rated(one={"a": 2, "b": 1}, other={"a": 3}, third={}, fourth={"c": 1})
     table = table.append_column("rationale", pa.array([None, "why", None, None], pa.string()))
     pairs = pa.table({"chosen_id": ["p/00", "p/01"], "rejected_id": ["p/01", "p/02"]})
-    found = criteria.side_columns(table, pairs, ["criteria", "rationale"])
+    names = ["criteria", "rationale"]
+    pieces = [(table, pairs.slice(row, 1)) for row in range(2)]
+    found = criteria.side_columns(table, pairs, criteria.side_types(pieces, names))
     assert {name: column.to_pylist() for name, column in found.items()} == {
         "criteria_chosen": [{"a": 2, "b": 1}, {"a": 3, "b": None}],
         "criteria_rejected": [{"a": 3, "b": None}, None],
@@ -274,7 +276,7 @@ def test_a_dataset_has_columns_of_what_its_own_responses_have_and_no_others():
         "rationale_rejected": ["why", None],
     }
     third = pa.table({"chosen_id": ["p/02"], "rejected_id": ["p/02"]})
-    assert criteria.side_columns(table, third, ["criteria", "rationale"]) == {}
+    assert criteria.side_types([(table, third)], names) == {}
 
 
 PROMPTS = 12

@@ -82,6 +82,45 @@ def test_rows_made_in_parts_come_back_in_order_and_finished_parts_are_not_made_a
     assert found.equals(directly(Job("found", numbers(10), at(squares), SCHEMA, 3), told.append))
 
 
+@pytest.mark.parametrize(
+    ("engine", "processes"),
+    [
+        ("local", 0),
+        pytest.param("processes", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_parts_are_taken_as_there_is_somebody_to_make_them(tmp_path, engine, processes):
+    """Of parts that come one after the other no more are held than are made at once, and as many
+    that wait; those that are there already are passed by."""
+    taken = done = 0
+
+    def parts() -> Any:
+        nonlocal taken
+        for number in range(12):
+            taken += 1
+            yield numbers(number + 1)
+
+    def tell(rows: int) -> None:
+        nonlocal done
+        done += 1
+        assert taken <= done + 2 * max(processes, 1)
+
+    draft = draft_in(tmp_path / "draft")
+    draft.engine = engine_of(Runtime(engine=engine, processes=processes))
+    found = draft.made_of(parts(), "found", set_up_squares, SCHEMA, tell)
+    assert [table.num_rows for table in found] == list(range(1, 13))
+    for name in ("found-00003.parquet", "found-00011.parquet"):
+        (draft.folder / ".resume" / "found" / name).unlink()
+    taken = done = 0
+    found = draft.made_of(parts(), "found", set_up_squares, SCHEMA, tell)
+    whole = pa.concat_tables(squares(numbers(n + 1)) for n in range(12))
+    assert pa.concat_tables(found) == whole.cast(SCHEMA)
+
+
+def set_up_squares(place: Place) -> Any:
+    return squares
+
+
 def test_what_has_nothing_missing_sets_nothing_up(tmp_path):
     def never(place: Place) -> Any:
         raise AssertionError("nothing is to be made")

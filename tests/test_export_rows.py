@@ -141,7 +141,7 @@ def test_tables_become_prompts_each_once_with_its_pairs_and_responses(depths, te
         }
     )
     for points in (None, scores):
-        found = [one for batch in asked_of(*tables, points) for one in batch]
+        found = asked_of(*tables, points)
         assert [one.prompt_id for one in found] == names
         pairs = [pair for one in found for pair in one.pairs]
         assert [pair.pair_id for pair in pairs] == [row["pair_id"] for row in kept]

@@ -182,7 +182,7 @@ def test_the_sample_is_drawn_by_lot_and_does_not_hang_on_the_order(tmp_path):
 def test_authors_beyond_the_largest_are_one_row_and_nothing_is_lost():
     sides = [[f"author{(place * step) % 15:02d}" for place in range(200)] for step in (1, 7)]
     table = pa.table({"author_chosen": sides[0], "author_rejected": sides[1]})
-    found = authors.authors(table)
+    found = authors.authors([table])
     assert found["count"] == 15
     assert len(found["rows"]) == authors.SHOWN + 1
     assert found["rows"][-1]["author"] is None

@@ -257,7 +257,7 @@ def test_the_table_of_clusters_that_chance_cut_is_folded(page, agree, folded):
 
 def test_the_two_sides_of_the_source_are_not_called_like_the_columns():
     kept = pa.table({"author_chosen": ["chosen", "policy"], "author_rejected": ["rejected", "b"]})
-    assert set(authors.authors(kept)["names"]) == {
+    assert set(authors.authors([kept])["names"]) == {
         "the source's chosen", "the source's rejected", "policy", "b",
     }  # fmt: skip
 

@@ -67,15 +67,16 @@ def columns(schema: pa.Schema) -> list[dict[str, str]]:
 
 def splits(draft: Draft) -> list[dict[str, Any]]:
     """Pairs and prompts of each split, train first."""
-    rows = draft.read(["split", "prompt_id"]).to_pylist()
-    names = Counter(row["split"] for row in rows)
+    pairs, prompts, last = Counter[str](), Counter[str](), ""
+    for rows in draft.batches(["split", "prompt_id"]):
+        pairs.update(rows["split"].to_pylist())
+        names = rows["prompt_id"].to_pylist()
+        for split, name in zip(rows["split"].to_pylist(), names, strict=True):
+            prompts[split] += name != last  # a prompt's rows stand together
+            last = name
     return [
-        {
-            "name": name,
-            "pairs": names[name],
-            "prompts": len({row["prompt_id"] for row in rows if row["split"] == name}),
-        }
-        for name in sorted(names, reverse=True)
+        {"name": name, "pairs": pairs[name], "prompts": prompts[name]}
+        for name in sorted(pairs, reverse=True)
     ]
 
 

@@ -70,9 +70,11 @@ def card_data(draft: Draft, license: str, language: str, title: str) -> DatasetC
     files = {file.rpartition("/")[2]: draft.folder / file for file in draft.table_files}
     splits = SplitDict()
     for name, path in files.items():
-        rows = pq.read_table(path)
         split = name.removesuffix(".parquet")
-        splits.add(SplitInfo(name=split, num_bytes=rows.nbytes, num_examples=rows.num_rows))
+        with pq.ParquetFile(path) as file:
+            size = sum(file.read_row_group(n).nbytes for n in range(file.num_row_groups))
+            count = file.metadata.num_rows
+        splits.add(SplitInfo(name=split, num_bytes=size, num_examples=count))
     info = DatasetInfo(
         features=Features.from_arrow_schema(draft.schema),
         splits=splits,

@@ -49,12 +49,19 @@ def points_of(scores: pa.Table, weights: Mapping[str, float]) -> dict[str, float
 
     A response that lacks one of them has None. Raises UserError for a name that none has.
     """
+    if weights:
+        known = {one["name"] for cell in scores["criteria"].to_pylist() for one in cell or ()}
+        check_names([name for name, weight in weights.items() if weight], known)
+    return points_of_some(scores, weights)
+
+
+def points_of_some(scores: pa.Table, weights: Mapping[str, float]) -> dict[str, float | None]:
+    """The same for some rows of the scores, among which it may be that none has a name."""
     ids = scores["response_id"].to_pylist()
     if not weights:
         return dict(zip(ids, scores["score"].to_pylist(), strict=True))
     used = {name: weight for name, weight in weights.items() if weight}
     cells = [as_points(cell) for cell in scores["criteria"].to_pylist()]
-    check_names(used, {name for cell in cells for name in cell})
     return {
         one: round(math.fsum(weight * cell[name] for name, weight in used.items()), DIGITS)
         if used.keys() <= cell.keys()
@@ -80,33 +87,53 @@ def check_names(weights: Iterable[str], known: set[str]) -> None:
 
 
 def with_points(scores: pa.Table, weights: Mapping[str, float]) -> pa.Table:
-    """``response_id`` and the ``score`` that pairs are made by."""
+    """``response_id`` and the ``score`` that pairs are made by, of all rows or some."""
     if not weights:
         return scores.select(["response_id", "score"])
-    points = points_of(scores, weights)
+    points = points_of_some(scores, weights)
     column = pa.array(points.values(), pa.float32())
     return pa.table({"response_id": pa.array(points, pa.string()), "score": column})
 
 
-def side_columns(scores: pa.Table, pairs: pa.Table, names: Sequence[str]) -> dict[str, pa.Array]:
-    """``criteria_chosen``, ``rationale_chosen`` ... of a dataset's rows, where there are any.
+def side_types(
+    pieces: Iterable[tuple[pa.Table, pa.Table]], names: Sequence[str]
+) -> dict[str, pa.DataType]:
+    """The types of those columns of the scores, by name, that some response of a dataset has.
 
-    ``pairs`` are those rows' own, ``names`` which columns of the scores are wanted. Criteria become
-    a struct with a field for each name that one of these responses has.
+    A piece is some scores and some of the dataset's pairs, which are all about these. Criteria
+    become a struct with a field for each name that one of the responses has.
     """
-    found: dict[str, pa.Array] = {}
-    for column in names:
-        values: dict[str, list[Any]] = {
-            side: lookup(scores, "response_id", pairs[f"{side}_id"])[column].to_pylist()
-            for side in SIDES
-        }
-        kind: pa.DataType = pa.string()
-        if column == "criteria":
-            values = {
-                side: [as_points(cell) or None for cell in own] for side, own in values.items()
-            }
-            known = sorted({name for own in values.values() for cell in own for name in cell or ()})
-            kind = pa.struct([(name, pa.float32()) for name in known])
-        if any(one is not None for own in values.values() for one in own):
-            found |= {f"{column}_{side}": pa.array(own, kind) for side, own in values.items()}
-    return found
+    known: dict[str, set[str]] = {}
+    for scores, pairs in pieces:
+        for column in names:
+            if scores[column].null_count == scores.num_rows:
+                continue
+            cells = [cell for side in SIDES for cell in side_cells(scores, pairs, side, column)]
+            if any(cell is not None for cell in cells):
+                names_there = cells if column == "criteria" else ()
+                known.setdefault(column, set()).update(*filter(None, names_there))
+    return {
+        column: pa.struct([(name, pa.float32()) for name in sorted(known[column])])
+        if column == "criteria"
+        else pa.string()
+        for column in names
+        if column in known
+    }
+
+
+def side_columns(
+    scores: pa.Table, pairs: pa.Table, types: Mapping[str, pa.DataType]
+) -> dict[str, pa.Array]:
+    """``criteria_chosen``, ``rationale_chosen`` ... of the rows of some pairs, for columns of the
+    scores and the types that ``side_types`` found."""
+    return {
+        f"{column}_{side}": pa.array(side_cells(scores, pairs, side, column), kind)
+        for column, kind in types.items()
+        for side in SIDES
+    }
+
+
+def side_cells(scores: pa.Table, pairs: pa.Table, side: str, column: str) -> list[Any]:
+    """A column's value for one side of each pair; null criteria are those without points."""
+    cells: list[Any] = lookup(scores, "response_id", pairs[f"{side}_id"])[column].to_pylist()
+    return [as_points(cell) or None for cell in cells] if column == "criteria" else cells

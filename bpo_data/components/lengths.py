@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heappush
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bpo_data.medians import Median
 from bpo_data.tables import lookup, lot
 
 Pair = dict[str, Any]
@@ -48,24 +50,46 @@ def characters(pairs: pa.Table, responses: pa.Table) -> np.ndarray:
     return np.stack(sides, axis=1).astype(np.int64)
 
 
-def bias(lengths: np.ndarray) -> dict[str, Any]:
-    """What length says of pairs, as facts: lengths of chosen and rejected, (n, 2), n > 0.
+class Bias:
+    """What length says of pairs, which come some at a time; ``folder`` holds what memory does not.
 
     ``longer_share`` is the share of pairs whose chosen response is the longer one, a tie half: 0.5
     is no preference. ``median_ratio`` is that of chosen over rejected, an empty text counted 1.
     """
-    chosen, rejected = lengths.T
-    longer, tied = int((chosen > rejected).sum()), int((chosen == rejected).sum())
-    ratio = np.maximum(chosen, 1) / np.maximum(rejected, 1)
-    return {
-        "pairs": len(lengths),
-        "chosen_longer": longer,
-        "equally_long": tied,
-        "longer_share": round((longer + tied / 2) / len(lengths), 4),
-        "mean_chosen": round(float(chosen.mean()), 1),
-        "mean_rejected": round(float(rejected.mean()), 1),
-        "median_ratio": round(float(np.median(ratio)), 3),
-    }
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.pairs = self.longer = self.tied = 0
+        self.characters = np.zeros(2, np.int64)
+        self.ratio = Median(folder)
+
+    def add(self, lengths: np.ndarray) -> None:
+        """Lengths of chosen and rejected, (n, 2)."""
+        chosen, rejected = lengths.T
+        self.pairs += len(lengths)
+        self.longer += int((chosen > rejected).sum())
+        self.tied += int((chosen == rejected).sum())
+        self.characters += lengths.sum(axis=0)
+        self.ratio.add(np.maximum(chosen, 1) / np.maximum(rejected, 1))
+
+    def facts(self) -> dict[str, Any]:
+        """There are pairs."""
+        chosen, rejected = (int(one) / self.pairs for one in self.characters)
+        return {
+            "pairs": self.pairs,
+            "chosen_longer": self.longer,
+            "equally_long": self.tied,
+            "longer_share": round((self.longer + self.tied / 2) / self.pairs, 4),
+            "mean_chosen": round(chosen, 1),
+            "mean_rejected": round(rejected, 1),
+            "median_ratio": round(self.ratio.value(), 3),
+        }
+
+
+def bias(lengths: np.ndarray) -> dict[str, Any]:
+    """The facts of ``Bias`` for lengths of chosen and rejected, (n, 2), n > 0."""
+    found = Bias()
+    found.add(lengths)
+    return found.facts()
 
 
 def first_of_each(pairs: Sequence[Pair], count: int) -> list[Pair]:

@@ -8,7 +8,7 @@ where that is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -119,9 +119,11 @@ class Engine(Protocol):
         """What an artifact's facts say of it; nothing of the local one."""
 
     def each(
-        self, parts: Sequence[Part], set_up: SetUp, write: Write, progress: Any
+        self, parts: Iterable[Part], set_up: SetUp, write: Write, progress: Any
     ) -> Iterator[int]:
         """Make and write every part; yields its number of rows as it is done, in any order.
+
+        Parts are taken as there is somebody to make them, so that few are held at a time.
 
         The first error that a maker raises is raised here; parts that are done by then stay. Asked
         to stop, it finishes those under way and raises KeyboardInterrupt.

@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from itertools import count
+from collections.abc import Iterable, Iterator
+from itertools import chain, count, islice
 from typing import Any
 
 from bpo_data import __version__, stopping
@@ -48,12 +48,14 @@ class Cluster:
         self.facts: dict[str, Any] = {}
 
     def each(
-        self, parts: Sequence[Part], set_up: SetUp, write: Write, progress: Any
+        self, parts: Iterable[Part], set_up: SetUp, write: Write, progress: Any
     ) -> Iterator[int]:
         self.facts = {"engine": "ray", "device": self.runtime.device}
-        if not parts:
+        coming = iter(parts)
+        first = next(coming, None)
+        if first is None:
             return
-        crew = Crew(self.runtime, parts, set_up, write)
+        crew = Crew(self.runtime, chain([first], coming), set_up, write)
         try:
             yield from crew.made()
         finally:
@@ -65,10 +67,13 @@ class Crew:
     """The workers of one stage and what they have to do."""
 
     def __init__(
-        self, runtime: Runtime, parts: Sequence[Part], set_up: SetUp, write: Write
+        self, runtime: Runtime, parts: Iterator[Part], set_up: SetUp, write: Write
     ) -> None:
         self.runtime, self.write = runtime, write
-        self.left = deque(parts)
+        self.coming = parts
+        self.left = deque[Part]()
+        self.again = deque[Part]()
+        """Parts of lost workers, last: if it is what ends workers, the others are made first."""
         self.ray = connected(runtime)
         self.packed = self.ray.put(packed(set_up, write, runtime))
         self.folders = folders(write, runtime)
@@ -92,7 +97,7 @@ class Crew:
 
     def made(self) -> Iterator[int]:
         """Rows of each part as it is done."""
-        while self.left or self.working():
+        while self.more() or self.working():
             if not stopping.asked():
                 self.enlist()
                 self.hand_out()
@@ -103,6 +108,14 @@ class Crew:
             self.end_leases()
             self.check_alive()
         stopping.check()
+
+    def more(self) -> bool:
+        """Whether a part is left; of those to come, as many are taken as there may be workers."""
+        wanted = max(1, self.size) - len(self.left)
+        self.left.extend(islice(self.coming, max(0, wanted)))
+        if not self.left:
+            self.left, self.again = self.again, self.left
+        return bool(self.left)
 
     def working(self) -> bool:
         """Whether a part is under way."""
@@ -204,7 +217,7 @@ class Crew:
 
     def put_back(self, part: Part, worker: Hired, reason: str) -> None:
         self.losses.with_part(part, str(worker), reason)
-        self.left.append(part)  # last: if it is what ends workers, the others are made first
+        self.again.append(part)
 
     def take(self, part: Part, told: Told) -> None:
         """See that a part is where it belongs; one that came with the answer is put there."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bpo_data import stopping
@@ -14,7 +14,7 @@ class Local:
     facts: dict[str, Any] = {}  # noqa: RUF012  (never changed: there is nothing to say)
 
     def each(
-        self, parts: Sequence[Part], set_up: SetUp, write: Write, progress: Any
+        self, parts: Iterable[Part], set_up: SetUp, write: Write, progress: Any
     ) -> Iterator[int]:
         make = None
         for part in parts:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import connection
 from typing import Any
 
@@ -40,18 +40,21 @@ class Processes:
         return {"engine": "processes", "processes": self.count}
 
     def each(
-        self, parts: Sequence[Part], set_up: SetUp, write: Write, progress: Any
+        self, parts: Iterable[Part], set_up: SetUp, write: Write, progress: Any
     ) -> Iterator[int]:
-        count = min(self.count, len(parts))
+        left = iter(parts)
+        first = list(islice(left, self.count))
+        count = len(first)
         if not count:
             return
+        left = chain(first, left)
+        del first
         context = multiprocessing.get_context("spawn")
         numbers: Any = context.SimpleQueue()
         for number in range(count):
             numbers.put(number)
         begin = set_up, numbers, self.runtime.threads
         pool = ProcessPoolExecutor(count, context, _begin, begin)
-        left = iter(parts)
         under_way: dict[Future[None], int] = {}
         try:
             while True:

@@ -61,8 +61,7 @@ STAGES = {
     "export": Stage(
         export,
         makes="dataset",
-        needs=("prompts", "responses", "pairs", "clusters", "allocation"),
-        also=("embeddings", "selection", "scores", "gradients", "policy"),
+        also=(*MEASURED, "policy", "pairs", "clusters", "allocation"),
         facts=True,
     ),
     "train": Stage(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -15,14 +15,15 @@ from bpo_data.artifacts import Draft
 from bpo_data.cards import metadata
 from bpo_data.components import criteria, exporters
 from bpo_data.components.exporters import making
+from bpo_data.components.exporters.dataset import Draw, Figures, Tables, draw, joined
 from bpo_data.components.exporters.grouping import asked_of
+from bpo_data.components.exporters.rows import Asked
 from bpo_data.components.exporters.target import SPECIAL, find_target
-from bpo_data.components.lengths import bias, characters
 from bpo_data.errors import nearest, some
 from bpo_data.llm.prices import read_prices
 from bpo_data.runtime import Runtime
-from bpo_data.statistics import gini
-from bpo_data.tables import ID, MSG, columns, lookup, lot, maybe
+from bpo_data.side_by_side import side_by_side
+from bpo_data.tables import ID, MSG, columns, lookup, maybe
 from bpo_data.work import HOW, settings_of
 
 VERSION = 6
@@ -116,67 +117,123 @@ def schema(config: ExportConfig) -> pa.Schema:
     )
 
 
-def run(
-    draft: Draft,
-    config: ExportConfig,
-    runtime: Runtime,
-    *,
-    prompts: pa.Table,
-    responses: pa.Table,
-    pairs: pa.Table,
-    clusters: pa.Table,
-    allocation: pa.Table,
-) -> None:
-    kept = allocation.filter(allocation["kept"]).sort_by("pair_id")
-    dataset = joined(kept, prompts, responses, pairs, clusters)
-    splits = split_of(dataset["prompt_id"].to_pylist(), config)
-    dataset = dataset.append_column("split", pa.array(splits))
-    for name, column in judged(draft, config, dataset["pair_id"], pairs).items():
-        dataset = dataset.append_column(name, column)
-        draft.schema = draft.schema.append(pa.field(name, column.type))
-    for name in ("train", "test"):
-        rows = dataset.filter(pc.equal(dataset["split"], name))
-        if rows.num_rows:
-            draft.write(rows, f"dataset/{name}.parquet")
-    draft.facts |= figures(dataset, allocation)
-    draft.facts["lengths"] = {
-        "candidates": bias(characters(pairs, responses)),
-        "kept": bias(characters(lookup(pairs, "pair_id", kept["pair_id"]), responses)),
-    }
-    if said := drift(draft.facts["lengths"]):
-        draft.say(said)
-    if dataset.num_rows < FEW:
-        draft.say(f"{some(dataset.num_rows, 'pair')} are too few to train a model on")
-    write_formats(draft, config, dataset, prompts, responses, pairs)
+def run(draft: Draft, config: ExportConfig, runtime: Runtime) -> None:
+    drawn = write_dataset(draft, config)
+    write_formats(draft, config, drawn)
     disk.write_bytes(
         card.text(draft, settings_of(config), read_prices(runtime.budget.prices)).encode(),
         draft.view("dataset/README.md"),
     )
 
 
-def write_formats(
-    draft: Draft,
-    config: ExportConfig,
-    dataset: pa.Table,
-    prompts: pa.Table,
-    responses: pa.Table,
-    pairs: pa.Table,
-) -> None:
+def write_dataset(draft: Draft, config: ExportConfig) -> Draw:
+    """Write the splits, set the facts about them, and tell which prompts are in which."""
+    allocation = partial(draft.inputs["allocation"].batches, ["prompt_id", "kept"])
+    drawn = draw(allocation, config.test_share, config.seed)
+    judged = judged_types(draft, config)
+    for name, kind in judged.items():
+        for side in criteria.SIDES:
+            draft.schema = draft.schema.append(pa.field(f"{name}_{side}", kind))
+    figures = Figures(draft.folder)
+    # The one opened last is finished first, and the train split comes first in the table.
+    with (
+        draft.writing("dataset/test.parquet") as test,
+        draft.writing("dataset/train.parquet") as train,
+        draft.bar(drawn.pairs, "pairs") as bar,
+    ):
+        for tables in read(draft, DATASET, ["response_id", *judged] if judged else []):
+            rows = dataset_rows(tables, drawn, judged)
+            for name, write in {"train": train, "test": test}.items():
+                if own := rows.filter(pc.equal(rows["split"], name)):
+                    write(own)
+            figures.add(rows, tables)
+            bar.update(rows.num_rows)
+    draft.facts |= figures.facts()
+    if said := drift(draft.facts["lengths"]):
+        draft.say(said)
+    if drawn.pairs < FEW:
+        draft.say(f"{some(drawn.pairs, 'pair')} are too few to train a model on")
+    return drawn
+
+
+KEPT = {
+    "allocation": ["pair_id", "prompt_id", "kept", "depth"],
+    "pairs": ["pair_id", "prompt_id", "chosen_id", "rejected_id"],
+}
+TEXTS = KEPT | {
+    "prompts": ["prompt_id", "prompt"],
+    "responses": ["response_id", "prompt_id", "text", "author"],
+}
+DATASET = TEXTS | {
+    "pairs": [*KEPT["pairs"], "score_chosen", "score_rejected", "margin", "p_chosen"],
+    "prompts": [*TEXTS["prompts"], "topic", "source"],
+    "clusters": ["pair_id", "cluster", "usefulness", "informativeness"],
+}
+"""Columns of the inputs that the dataset is made of."""
+
+
+def read(
+    draft: Draft, columns: Mapping[str, list[str]], of_scores: list[str]
+) -> Iterator[dict[str, pa.Table]]:
+    """The inputs' rows of some whole prompts at a time; of the scores where columns are named."""
+    wanted = {**columns, **({"scores": of_scores} if of_scores else {})}
+    return side_by_side({name: draft.inputs[name].batches(own) for name, own in wanted.items()})
+
+
+def kept_of(tables: Tables) -> pa.Table:
+    """The allocation's kept rows."""
+    allocation = tables["allocation"]
+    return allocation.filter(allocation["kept"]).sort_by("pair_id")
+
+
+def dataset_rows(tables: Tables, drawn: Draw, judged: Mapping[str, pa.DataType]) -> pa.Table:
+    """The rows of the dataset of some prompts, with their splits."""
+    rows = joined(kept_of(tables), tables)
+    splits = drawn.splits(rows["prompt_id"].to_pylist())
+    rows = rows.append_column("split", pa.array(splits, pa.string()))
+    if judged:
+        own = lookup(tables["pairs"], "pair_id", rows["pair_id"])
+        for name, column in criteria.side_columns(tables["scores"], own, judged).items():
+            rows = rows.append_column(name, column)
+    return rows
+
+
+def judged_types(draft: Draft, config: ExportConfig) -> dict[str, pa.DataType]:
+    """What kept pairs have of criteria and, where asked for, rationales: types by column."""
+    names = ["criteria", *(["rationale"] if config.rationales else [])]
+    pieces = (
+        (tables["scores"], lookup(tables["pairs"], "pair_id", kept_of(tables)["pair_id"]))
+        for tables in read(draft, KEPT, ["response_id", *names])
+    )
+    found = criteria.side_types(pieces, names)
+    if config.rationales and "rationale" not in found:
+        draft.say("export.rationales=true, but the judge gave no reasons; there is no such column")
+    return found
+
+
+def write_formats(draft: Draft, config: ExportConfig, drawn: Draw) -> None:
     """Write ``formats/`` and reckon what each trainer would keep, TRL in any case."""
     target = find_target(config.tokenizer, draft.inputs["policy"].folder)
     lists = any(one.lists for one in exporters.exporters(config.formats).values())
-    rows = dataset.select(["pair_id", "prompt_id", "split"])
-    own = lookup(pairs, "pair_id", rows["pair_id"])
+    weights = draft.inputs["pairs"].manifest["settings"].get("criteria", {})
+    of_scores = criteria.needed(weights) if lists else []
+
+    def chunks() -> Iterator[list[Asked]]:
+        for tables in read(draft, TEXTS, of_scores):
+            scores = criteria.with_points(tables["scores"], weights) if lists else None
+            rows = with_sides(kept_of(tables), tables, drawn)
+            yield asked_of(rows, tables["prompts"], tables["responses"], scores)
+
+    making.write(draft, config, target, chunks, drawn.prompts, drawn.pairs)
+
+
+def with_sides(kept: pa.Table, tables: Tables, drawn: Draw) -> pa.Table:
+    """Kept pairs with their responses' ids and their split."""
+    own = lookup(tables["pairs"], "pair_id", kept["pair_id"])
     for name in ("chosen_id", "rejected_id"):
-        rows = rows.append_column(name, own[name])
-    scores = None
-    if lists:
-        weights = draft.inputs["pairs"].manifest["settings"].get("criteria", {})
-        table = draft.inputs["scores"].table(criteria.needed(weights))
-        scores = criteria.with_points(table, weights)
-    making.write(
-        draft, config, target, asked_of(rows, prompts, responses, scores), dataset.num_rows
-    )
+        kept = kept.append_column(name, own[name])
+    splits = drawn.splits(kept["prompt_id"].to_pylist())
+    return kept.append_column("split", pa.array(splits, pa.string()))
 
 
 FEW = 10
@@ -196,73 +253,3 @@ def drift(lengths: Mapping[str, Mapping[str, Any]]) -> str:
         f"the kept pairs, in {before:.0%} of the candidates. pair.match_length and "
         f"pair.max_length_ratio bound that"
     )
-
-
-def joined(
-    kept: pa.Table,
-    prompts: pa.Table,
-    responses: pa.Table,
-    pairs: pa.Table,
-    clusters: pa.Table,
-) -> pa.Table:
-    """One row per kept pair with everything a trainer or a reader asks of it."""
-    pair = lookup(pairs, "pair_id", kept["pair_id"])
-    place = lookup(clusters, "pair_id", kept["pair_id"])
-    needed = prompts.select(["prompt_id", "prompt", "topic", "source"])
-    owner = lookup(needed, "prompt_id", kept["prompt_id"])
-    table = {
-        "prompt": owner["prompt"],
-        "pair_id": kept["pair_id"],
-        "prompt_id": kept["prompt_id"],
-        "depth": kept["depth"],
-        "margin": pair["margin"],
-        "p_chosen": pair["p_chosen"],
-        "topic": owner["topic"],
-        "source": owner["source"],
-        **{name: place[name] for name in ("cluster", "usefulness", "informativeness")},
-    }
-    for side in ("chosen", "rejected"):
-        ids = pair[f"{side}_id"]
-        needed = responses.select(["response_id", "text", "author"])
-        answer = lookup(needed, "response_id", ids)
-        turns = [[{"role": "assistant", "content": text}] for text in answer["text"].to_pylist()]
-        table[side] = pa.array(turns, MSG)
-        table[f"author_{side}"] = answer["author"]
-        table[f"score_{side}"] = pair[f"score_{side}"]
-    return pa.table(table)
-
-
-def judged(
-    draft: Draft, config: ExportConfig, pair_ids: pa.ChunkedArray, pairs: pa.Table
-) -> dict[str, pa.Array]:
-    """The columns of criteria and, where asked for, rationales of both sides; none without any."""
-    names = ["criteria", *(["rationale"] if config.rationales else [])]
-    scores = draft.inputs["scores"].table(["response_id", *names])
-    pair = lookup(pairs, "pair_id", pair_ids)
-    found = criteria.side_columns(scores, pair, names)
-    if config.rationales and "rationale_chosen" not in found:
-        draft.say("export.rationales=true, but the judge gave no reasons; there is no such column")
-    return found
-
-
-def split_of(prompt_ids: list[str], config: ExportConfig) -> list[str]:
-    """The split of each row: whole prompts, drawn by lot."""
-    order = sorted(set(prompt_ids), key=lambda name: lot(config.seed, "export", name))
-    test = set(order[: round(config.test_share * len(order))])
-    return ["test" if name in test else "train" for name in prompt_ids]
-
-
-def figures(dataset: pa.Table, allocation: pa.Table) -> dict[str, Any]:
-    """Counts for the card and the report."""
-    depth = Counter(dataset["prompt_id"].to_pylist())
-    return {
-        "pairs": dataset.num_rows,
-        "prompts": len(depth),
-        "splits": dict(Counter(dataset["split"].to_pylist())),
-        "depths": {str(k): v for k, v in sorted(Counter(depth.values()).items())},
-        "mean_depth": round(dataset.num_rows / len(depth), 3),
-        "gini": round(gini(list(depth.values())), 4),
-        "gini_before": round(gini(list(Counter(allocation["prompt_id"].to_pylist()).values())), 4),
-        "pool": allocation.num_rows,
-        "mean_margin": round(float(pc.mean(dataset["margin"]).as_py()), 4),
-    }

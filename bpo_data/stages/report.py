@@ -168,7 +168,7 @@ def gathered(
         "pairs_total": table.num_rows,
         "points": min(config.points, table.num_rows),
         "length_tells": lengths.tells(kept),
-        "authors": authors.authors(kept),
+        "authors": authors.authors([kept]),
         "hygiene": judging.figures(inputs["scores"]),
         "by_quota": clusters.by_quota(settings["allocate"]),
         "stages": costs.stage_rows(inputs),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bpo_data.components.exporters.rows import CUT, DROPPED, Asked, Exporter, Row
 from bpo_data.errors import plain
-from bpo_data.statistics import gini
+from bpo_data.statistics import gini_of_counts
 
 
 class Tally:
@@ -26,30 +26,36 @@ class Tally:
         self.alike = 0
         """Pairs of which the cut leaves two equal responses, which teach nothing."""
         self.tags: Counter[str] = Counter()
-        self.depth: Counter[str] = Counter()
-        self.before: Counter[str] = Counter()
-        """Rows of each prompt before the trainer cuts."""
+        self.depth: Counter[int] = Counter()
+        """Prompts by their rows that the trainer keeps; those without any are not counted."""
+        self.before: Counter[int] = Counter()
+        """Prompts by their rows before the trainer cuts."""
         self.lacking: Counter[str] = Counter()
         self.rows = 0
 
-    def add(self, asked: Asked, row: Row) -> None:
-        self.rows += 1
-        if row.reason:
-            self.lacking[row.reason] += 1
+    def add(self, asked: Asked, rows: Sequence[Row]) -> None:
+        """All rows of a prompt."""
+        self.rows += len(rows)
+        self.lacking.update(row.reason for row in rows if row.reason)
         if asked.split != "train":
             return
-        self.tags.update(row.tags)
-        if row.reason:
-            self.refused[row.reason] += 1
-            return
-        self.before[asked.prompt_id] += 1
-        fate = "kept"
-        if self.longest and all(answer.tokens for answer in row.answers):
-            fate = self.exporter.fate(row, self.longest)
-        self.fates[fate] += 1
+        before = Counter(self.fate(row) for row in rows if not row.reason)
+        for row in rows:
+            self.tags.update(row.tags)
+            if row.reason:
+                self.refused[row.reason] += 1
+        self.fates += before
+        kept = before.total() - before[DROPPED]
+        self.before.update([before.total()] if before else [])
+        self.depth.update([kept] if kept else [])
+
+    def fate(self, row: Row) -> str:
+        """What the trainer does with a row of the train split."""
+        if not self.longest or not all(answer.tokens for answer in row.answers):
+            return "kept"
+        fate = self.exporter.fate(row, self.longest)
         self.alike += fate == CUT and self.exporter.alike(row, self.longest)
-        if fate != DROPPED:
-            self.depth[asked.prompt_id] += 1
+        return fate
 
     def facts(self, why: str) -> dict[str, Any]:
         """For the manifest; without a target tokenizer only what it takes none to know."""
@@ -58,24 +64,23 @@ class Tally:
             facts["reasons"] = dict(self.refused.most_common())
         if why:
             return {**facts, "why": why, "rows": self.fates.total()}
-        depths = list(self.depth.values())
         return {
             **facts,
             "max_length": self.longest,
-            "pairs": sum(depths),
+            "pairs": sum(depth * count for depth, count in self.depth.items()),
             "cut": self.fates[CUT],
             "alike": self.alike,
             "dropped": self.fates[DROPPED],
-            "prompts": len(depths),
-            "depths": {str(k): v for k, v in sorted(Counter(depths).items())},
-            "mean_depth": mean(depths),
-            "gini": round(gini(depths), 4),
+            "prompts": self.depth.total(),
+            "depths": {str(k): v for k, v in sorted(self.depth.items())},
+            "mean_depth": mean(self.depth),
+            "gini": round(gini_of_counts(self.depth), 4),
             "rule": self.exporter.rule,
         }
 
     def words(self, name: str, written: bool) -> Iterator[str]:
         """What a person should know before training; ``written`` says that there are files."""
-        unit, trained = self.exporter.unit, self.before.total()
+        unit, trained = self.exporter.unit, self.fates.total()
         if self.lacking:
             reason, _ = self.lacking.most_common(1)[0]
             lacks = f"formats/{name} lacks" if written else f"{name} would lack"
@@ -86,7 +91,7 @@ class Tally:
                 f"{plain(reason)}{more}{where}"
             )
         if self.fates[CUT] or self.fates[DROPPED]:
-            before, after = (mean(list(one.values())) for one in (self.before, self.depth))
+            before, after = mean(self.before), mean(self.depth)
             alike = f" ({self.alike:,} of them to equal responses)" if self.alike else ""
             yield (
                 f"{name} trained at {self.longest:,} tokens would drop {self.fates[DROPPED]:,} and "
@@ -95,8 +100,10 @@ class Tally:
             )
 
 
-def mean(depths: list[int]) -> float:
-    return round(sum(depths) / len(depths), 3) if depths else 0.0
+def mean(prompts: Counter[int]) -> float:
+    """The mean depth, of prompts by depth."""
+    rows = sum(depth * count for depth, count in prompts.items())
+    return round(rows / prompts.total(), 3) if prompts else 0.0
 
 
 class Checks:

@@ -1,9 +1,8 @@
-"""The tables of an export as prompts with their pairs and responses, a few at a time."""
+"""Rows of an export's tables as prompts with their pairs and responses."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -12,17 +11,14 @@ import pyarrow.compute as pc
 from bpo_data.components.exporters.rows import Answer, Asked, Pair
 from bpo_data.tables import lookup
 
-BATCH = 64
-"""Prompts whose texts are tokenised together."""
-
 
 def asked_of(
     kept: pa.Table,
     prompts: pa.Table,
     responses: pa.Table,
     scores: pa.Table | None,
-) -> Iterator[list[Asked]]:
-    """The prompts of the kept pairs, ``BATCH`` at a time, in the order of their ids.
+) -> list[Asked]:
+    """The prompts of the kept pairs, in the order of their ids.
 
     ``kept`` has pair_id, prompt_id, chosen_id, rejected_id and split, sorted by pair_id. With
     ``scores`` a prompt has all its responses that have points, else those of its pairs.
@@ -44,14 +40,12 @@ def asked_of(
     needed = responses.select(["response_id", "prompt_id", "text", "author"])
     needed = needed.filter(pc.is_in(needed["response_id"], wanted)).sort_by("response_id")
     places = places_of(needed["prompt_id"].to_pylist())
-    for first in range(0, len(starts), BATCH):
-        spans = list(zip(starts[first : first + BATCH], ends[first : first + BATCH], strict=True))
-        own = [ids[start] for start, _ in spans]
-        turns = lookup(prompts.select(["prompt_id", "prompt"]), "prompt_id", own)["prompt"]
-        yield [
-            one(kept.slice(start, end - start), prompt, needed.slice(*places[ids[start]]), points)
-            for (start, end), prompt in zip(spans, turns.to_pylist(), strict=True)
-        ]
+    own = [ids[start] for start in starts]
+    turns = lookup(prompts.select(["prompt_id", "prompt"]), "prompt_id", own)["prompt"]
+    return [
+        one(kept.slice(start, end - start), prompt, needed.slice(*places[ids[start]]), points)
+        for start, end, prompt in zip(starts, ends, turns.to_pylist(), strict=True)
+    ]
 
 
 def one(kept: pa.Table, prompt: list[Any], responses: pa.Table, points: dict[str, float]) -> Asked:

@@ -1,14 +1,15 @@
-"""All formats of an export in one pass over its prompts."""
+"""All formats of an export, made of its prompts as they come."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
-from bpo_data import stopping
 from bpo_data.artifacts import Draft
 from bpo_data.components.exporters import exporters
 from bpo_data.components.exporters.balance import SAID, Checks, Tally
+from bpo_data.components.exporters.measuring import Chunks, measured
 from bpo_data.components.exporters.rows import Asked, Exporter, Row
 from bpo_data.components.exporters.target import Target
 from bpo_data.components.exporters.writing import Folder
@@ -20,12 +21,14 @@ def write(
     draft: Draft,
     config: Any,
     target: Target | str,
-    prompts: Iterator[list[Asked]],
+    chunks: Chunks,
+    prompts: int,
     pairs: int,
 ) -> None:
     """Write every format of ``export.formats`` and set ``facts['formats']`` and ``['target']``.
 
     ``target`` is a sentence where there is no tokenizer. TRL's balance is reckoned in any case.
+    The chunks hold so many prompts and pairs together.
     """
     known, why = (target, "") if isinstance(target, Target) else (None, target)
     asked_for = exporters(config.formats)
@@ -36,18 +39,14 @@ def write(
         exporter.meet(known)
         tallies[name] = Tally(exporter, longest(exporter, config.max_length, known))
     checks = Checks()
-    with draft.bar(pairs, "pairs") as bar:
-        for batch in prompts:
-            stopping.check()
-            prepare(batch, known, config.special_tokens)
-            for asked in batch:
-                checks.add(asked)
-                for name, exporter in used.items():
-                    for row in rows(exporter, asked, config.special_tokens):
-                        tallies[name].add(asked, row)
-                        if name in folders:
-                            folders[name].add(asked.split, row)
-                bar.update(len(asked.pairs))
+    special = config.special_tokens
+    for asked in chain.from_iterable(measured(draft, known, special, chunks, prompts)):
+        checks.add(asked)
+        for name, exporter in used.items():
+            own = list(rows(exporter, asked, special))
+            tallies[name].add(asked, own)
+            for row in own if name in folders else ():
+                folders[name].add(asked.split, row)
     for name, folder in folders.items():
         folder.close(tallies[name].longest, tallies[name].tags)
     tell(draft, config, known, why, tallies, checks, pairs)
@@ -62,14 +61,6 @@ def rows(exporter: Exporter, asked: Asked, special: str) -> Iterator[Row]:
         if special == "leave_out" and names & asked.special:
             reason = TYPED
         yield Row(row.id, row.answers, reason=reason) if reason else row
-
-
-def prepare(batch: list[Asked], target: Target | None, special: str) -> None:
-    if target is None:
-        return
-    for asked in batch:
-        target.clean(asked, special)
-    target.measure(batch)
 
 
 def longest(exporter: Exporter, asked: int, target: Target | None) -> int:

@@ -32,7 +32,10 @@ class Target:
     """A tokenizer with a chat template, and how many tokens its model holds."""
 
     tokenizer: PreTrainedTokenizerBase
+    location: tuple[str, str | None]
+    """Folder or hub name that it is loaded from, and revision."""
     name: str
+    """What it is called."""
     context: int
     """Tokens; 0 where neither the model nor the tokenizer says."""
 
@@ -139,10 +142,23 @@ def find_target(tokenizer: str, policy: Path) -> Target | str:
     ``policy`` is the folder of the artifact. Raises UserError for a named one that cannot be used:
     what was asked for is not left out silently.
     """
+    location = (tokenizer, None) if tokenizer else policy_location(policy)
+    shown = tokenizer or ("the policy's" if Path(location[0]).is_dir() else location[0])
+    found = load_target(location, shown)
+    if isinstance(found, str) and tokenizer:
+        raise UserError(
+            f"export.tokenizer={tokenizer} cannot be used: {found}. Name a folder with a tokenizer "
+            f"and its chat template, or a model of the hub."
+        )
+    return f"{shown} tokenizer cannot be used: {found}" if isinstance(found, str) else found
+
+
+def load_target(location: tuple[str, str | None], shown: str = "") -> Target | str:
+    """The tokenizer there, under the name ``shown``; or why it cannot be used."""
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
-    name, revision = (tokenizer, None) if tokenizer else policy_location(policy)
+    name, revision = location
     options = checkpoints.options(name, revision)
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # what it says of lengths is counted here
@@ -153,17 +169,7 @@ def find_target(tokenizer: str, policy: Path) -> Target | str:
         why = checkpoints.why_not(name, error)
     finally:
         logging.set_verbosity(level)
-    if why and tokenizer:
-        raise UserError(
-            f"export.tokenizer={tokenizer} cannot be used: {why}. Name a folder with a tokenizer "
-            f"and its chat template, or a model of the hub."
-        )
-    shown = tokenizer or ("the policy's" if Path(name).is_dir() else name)
-    return (
-        f"{shown} tokenizer cannot be used: {why}"
-        if why
-        else Target(found, shown, context(found, name, options))
-    )
+    return why or Target(found, location, shown, context(found, name, options))
 
 
 def context(tokenizer: PreTrainedTokenizerBase, name: str, options: dict[str, Any]) -> int:

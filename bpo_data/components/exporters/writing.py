@@ -13,6 +13,8 @@ import pyarrow as pa
 from bpo_data import disk
 from bpo_data.artifacts import Draft
 from bpo_data.components.exporters.rows import Exporter, Made, Row
+from bpo_data.components.exporters.shuffling import Shuffled
+from bpo_data.streaming import Growing
 from bpo_data.tables import ID, columns, lot
 
 BATCH = 1000
@@ -64,32 +66,45 @@ class Folder:
         self.seed = seed
         self.streams: dict[str, Stream] = {}
         self.left_out: list[dict[str, str]] = []
-        self.later: list[tuple[str, str, Row]] = []
+        self.lacking: Growing | None = None
+        self.later = Shuffled(draft.folder)
 
     def add(self, split: str, row: Row) -> None:
         if row.reason:
-            self.left_out.append({self.exporter.key: row.id, "reason": row.reason})
+            self.leave_out(row)
         elif self.exporter.shuffled:
-            self.later.append((lot(self.seed, f"export {self.name}", row.id), split, row))
+            self.later.add(lot(self.seed, f"export {self.name}", row.id), (split, row.values))
         else:
-            self.write(split, row)
+            self.write(split, row.values)
 
-    def write(self, split: str, row: Row) -> None:
+    def leave_out(self, row: Row) -> None:
+        self.left_out.append({self.exporter.key: row.id, "reason": row.reason})
+        if len(self.left_out) >= BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is left out."""
+        if self.left_out:
+            schema = columns(**{self.exporter.key: ID, "reason": pa.string()})
+            self.lacking = self.lacking or Growing(self.path("left_out.parquet"), schema)
+            self.lacking.add(pa.Table.from_pylist(self.left_out, schema))
+            self.left_out = []
+
+    def write(self, split: str, values: Mapping[str, Any]) -> None:
         if split not in self.streams:
             path = self.path(split + self.exporter.suffix)
             self.streams[split] = Stream(path, self.exporter.columns)
-        self.streams[split].add(row.values)
+        self.streams[split].add(values)
 
     def close(self, longest: int, counts: Mapping[str, int]) -> None:
         """Bring everything to its place; ``longest`` and ``counts`` are named beside the rows."""
-        for _, split, row in sorted(self.later, key=lambda one: one[0]):
-            self.write(split, row)
+        for split, values in self.later:
+            self.write(split, values)
         for stream in self.streams.values():
             stream.close()
-        if self.left_out:
-            schema = columns(**{self.exporter.key: ID, "reason": pa.string()})
-            table = pa.Table.from_pylist(self.left_out, schema=schema)
-            disk.write_parquet(table, self.path("left_out.parquet"))
+        self.flush()
+        if self.lacking:
+            self.lacking.close()
         files = {"README.txt": self.untrainable()}
         if "train" in self.streams:
             files = self.exporter.files(Made(longest, "test" in self.streams, counts))
@@ -101,7 +116,7 @@ class Folder:
         lines = ["There is nothing to train on here: no row of the train split."]
         if "test" in self.streams:
             lines.append(f"test{self.exporter.suffix} holds the rows of the test split.")
-        if self.left_out:
+        if self.lacking:
             lines.append("left_out.parquet says what was left out, and why.")
         return "\n".join(lines) + "\n"
 
