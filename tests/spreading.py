@@ -63,6 +63,9 @@ class Spread(Pipeline):
     def at(self, folder: Path) -> Spread:
         return replace(self, folder=folder)
 
+    def with_more(self, *more: str) -> Spread:
+        return replace(self, more=(*self.more, *more))
+
     def over(self, engine: str) -> Spread:
         """The same with another engine, in another folder."""
         folder = self.folder.with_name(f"{self.folder.name}-{engine}")
@@ -160,8 +163,8 @@ class Spreading(Killer):
         if way == "event":
             started.saw(RUNNING, place - begun + 2)
         elif started.saw(RUNNING, place - begun + 1):
-            moment = self.chance.uniform(0, self.whole.seconds[place] + 0.02)
-            started.saw(RUNNING, place - begun + 2, moment)  # and not into the next but one
+            wait = self.chance.uniform(0, self.whole.seconds[place] + 0.02)
+            started.saw(RUNNING, place - begun + 2, wait)  # not far into the next one
         self.workers = max(self.workers, len(self.marked.processes()))
         alive = not started.gone()
         if alive and way == "group":
@@ -194,7 +197,7 @@ class Spreading(Killer):
 
     def keep(self, quiet: bool) -> None:
         """Parts that were done stay as they are."""
-        now = self.numbered_parts()
+        now = numbered_parts(self.pipeline.folder)
         lost = {
             name: when
             for name, when in self.parts.items()
@@ -203,13 +206,6 @@ class Spreading(Killer):
         assert not lost, "parts that were done are gone, or made again"
         if quiet:
             self.parts = now
-
-    def numbered_parts(self) -> dict[str, int]:
-        return {
-            path.relative_to(self.pipeline.folder).as_posix().replace(PARTIAL, ""): when
-            for path in self.pipeline.folder.glob("*-*/**/*-[0-9][0-9][0-9][0-9][0-9].parquet")
-            if (when := written(path))
-        }
 
     def finished(self, name: str) -> bool:
         """Whether a part waited for a table that is finished now."""
@@ -225,6 +221,15 @@ class Spreading(Killer):
             with open(path) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where it is held
         return toll
+
+
+def numbered_parts(folder: Path) -> dict[str, int]:
+    """Parts of tables, finished or in the making, and when each was written."""
+    return {
+        path.relative_to(folder).as_posix().replace(PARTIAL, ""): when
+        for path in folder.glob("*-*/**/*-[0-9][0-9][0-9][0-9][0-9].parquet")
+        if (when := written(path))
+    }
 
 
 def written(path: Path) -> int:
