@@ -22,6 +22,7 @@ from warm import Started
 from whole import RUNNING, Pipeline, Unbroken
 
 from bpo_data.artifacts import RESUMED
+from bpo_data.engines.connecting import LEFT_ALONE
 from bpo_data.policy import save_policy
 from bpo_data.scratch import Scratch, make_policy
 from bpo_data.shelf import PARTIAL
@@ -39,10 +40,10 @@ desk.complete_batch = partial(desk.complete_batch, pace=pace)
 """
 """Batches that are looked at more often than once in seconds, and a folder for temporary files."""
 SEMAPHORES = Path("/dev/shm")
-GONE_WITHIN = 60.0
+GONE_WITHIN = 60.0 + float(LEFT_ALONE)
 """Seconds after which nothing is left of a command that was killed. A worker that is still loading
-torch hears of it when that is done."""
-ENGINES = {
+torch hears of it when that is done, and processes of Ray look for its head."""
+ENGINES: dict[str, tuple[str, ...]] = {
     "local": (),
     "processes": ("runtime.engine=processes", "runtime.processes=2"),
     "ray": ("runtime.engine=ray", "runtime.processes=2"),
@@ -66,10 +67,10 @@ class Spread(Pipeline):
     def with_more(self, *more: str) -> Spread:
         return replace(self, more=(*self.more, *more))
 
-    def over(self, engine: str) -> Spread:
-        """The same with another engine, in another folder."""
-        folder = self.folder.with_name(f"{self.folder.name}-{engine}")
-        return replace(self, folder=folder, more=(*self.more, *ENGINES[engine]))
+    def over(self, name: str) -> Spread:
+        """The same with another engine, with which ``name`` begins, in another folder."""
+        folder = self.folder.with_name(f"{self.folder.name}-{name}")
+        return replace(self, folder=folder, more=(*self.more, *ENGINES[name.partition("-")[0]]))
 
 
 def with_models(home: Path) -> tuple[str, ...]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from importlib.util import find_spec
-from itertools import cycle
+from itertools import cycle, product
+from operator import itemgetter
 
 import pytest
 from counting import Server
@@ -40,19 +42,37 @@ def ours() -> Iterator[Marked]:
         yield made
 
 
+@dataclass
+class World:
+    """A pipeline, and what unbroken runs of it leave."""
+
+    spread: Spread
+    unbroken: dict[str, Unbroken] = field(default_factory=dict)
+    """By engine."""
+
+    def whole(self, engine: str) -> Unbroken:
+        """What the engine makes of it, which is what one process makes."""
+        for name in ("local", engine):
+            if name not in self.unbroken:
+                self.unbroken[name] = unbroken(self.spread.over(name))
+        assert self.unbroken[engine].digests == self.unbroken["local"].digests
+        return self.unbroken[engine]
+
+
 @pytest.fixture(scope="module")
 def worlds(
     server: Server, ours: Marked, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[Spread, Unbroken]]:
-    """Each with what one process makes of it."""
+) -> dict[str, World]:
     home = tmp_path_factory.mktemp("spread")
     settings = {
-        "models": with_models(home),
         "servers": with_servers(server, "live"),
+        "models": with_models(home),
         "batches": with_servers(server, "batch"),
     }
-    made = {name: Spread(server, Forks(home), home / name, more) for name, more in settings.items()}
-    return {name: (one, unbroken(one)) for name, one in made.items()}
+    return {
+        name: World(Spread(server, Forks(home), home / name, more))
+        for name, more in settings.items()
+    }
 
 
 @pytest.fixture
@@ -62,26 +82,23 @@ def kills(pytestconfig: pytest.Config) -> int:
 
 @pytest.mark.parametrize("engine", ["processes", RAY])
 def test_a_command_killed_while_its_workers_work_ends_like_an_unbroken_one(
-    worlds: dict[str, tuple[Spread, Unbroken]], ours: Marked, engine: str, kills: int
+    worlds: dict[str, World], ours: Marked, engine: str, kills: int
 ) -> None:
-    whole: dict[str, Unbroken] = {}
     killed = seen = 0
-    for number, (world, (local, alone)) in enumerate(cycle(worlds.items())):
-        if killed >= kills:
-            break
-        spread = local.over(engine)
-        if world not in whole:
-            whole[world] = unbroken(spread)
-            assert whole[world].digests == alone.digests, "the engine changes bytes"
-        folder = spread.folder.with_name(f"{spread.folder.name}-{number}")
-        killer = Spreading(spread.at(folder), whole[world], number, ours)
-        killer.asked_again = world != "batches"
-        for place in [alone.stages.index(stage) for stage in SPREAD]:
-            for way in killer.chance.sample(WAYS, len(WAYS)):
-                killer.strike(place, way)
+    for number, (name, world) in enumerate(cycle(worlds.items())):
+        whole = world.whole(engine)
+        spread = world.spread.over(f"{engine}-{number}")
+        killer = Spreading(spread, whole, number, ours)
+        killer.asked_again = name != "batches"
+        strikes = list(product([whole.stages.index(stage) for stage in SPREAD], WAYS))
+        killer.chance.shuffle(strikes)
+        for place, way in sorted(strikes[: kills - killed], key=itemgetter(0)):
+            killer.strike(place, way)
         killed += killer.end().kills.total()
         seen += killer.workers
         print(told(killer), file=sys.stderr, flush=True)
+        if killed >= kills:
+            break
     assert seen, "no worker was ever there to be left behind"
 
 
