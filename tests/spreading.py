@@ -22,7 +22,6 @@ from warm import Started
 from whole import RUNNING, Pipeline, Unbroken
 
 from bpo_data.artifacts import RESUMED
-from bpo_data.engines.connecting import LEFT_ALONE
 from bpo_data.policy import save_policy
 from bpo_data.scratch import Scratch, make_policy
 from bpo_data.shelf import PARTIAL
@@ -40,9 +39,11 @@ desk.complete_batch = partial(desk.complete_batch, pace=pace)
 """
 """Batches that are looked at more often than once in seconds, and a folder for temporary files."""
 SEMAPHORES = Path("/dev/shm")
-GONE_WITHIN = 60.0 + float(LEFT_ALONE)
+GONE_WITHIN = 120.0
 """Seconds after which nothing is left of a command that was killed. A worker that is still loading
-torch hears of it when that is done, and processes of Ray look for its head."""
+torch hears of it when that is done; Ray's agents first tell a head that is gone, for a minute."""
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Of Ray; they make nothing and ask nobody."""
 ENGINES: dict[str, tuple[str, ...]] = {
     "local": (),
     "processes": ("runtime.engine=processes", "runtime.processes=2"),
@@ -111,10 +112,14 @@ class Marked:
                     found[int(place.name)] = words.decode(errors="replace")[:200]
         return found
 
-    def wait(self) -> float:
-        """Wait until all are gone; seconds that took."""
+    def wait(self, agents: bool = True) -> float:
+        """Wait until all are gone, Ray's agents too where they are to; seconds that took."""
         begun = time.monotonic()
-        while left := self.processes():
+        while left := {
+            pid: words
+            for pid, words in self.processes().items()
+            if agents or not words.startswith(AGENTS)
+        }:
             assert time.monotonic() - begun < GONE_WITHIN, left
             time.sleep(0.05)
         return time.monotonic() - begun
@@ -149,7 +154,9 @@ class Spreading(Killer):
         self.workers = 0
         """Processes that a command had started when it was killed, at most."""
         self.gone: list[float] = []
-        """Seconds from a kill until none of them was left."""
+        """Seconds from a kill until none of them was left, but for Ray's agents."""
+        self.agents = 0.0
+        """Seconds from the end of the last run until these were gone too."""
 
     def strike(self, place: int, way: str) -> None:
         begun = len(self.pipeline.manifests())
@@ -183,7 +190,7 @@ class Spreading(Killer):
         # the next command may well begin beside them.
         quiet = bool(self.whole.bodies) or self.chance.random() < 0.5
         if quiet:
-            self.gone.append(self.marked.wait())
+            self.gone.append(self.marked.wait(agents=False))
             self.clear(started.process.pid, whole_group=way == "group")
         self.look(moment, arrived, answers)
         self.keep(quiet)
@@ -216,7 +223,8 @@ class Spreading(Killer):
     def end(self) -> Toll:
         toll = super().end()
         self.keep(quiet=True)
-        self.gone.append(self.marked.wait())
+        assert self.last < self.whole.longest
+        self.agents = self.marked.wait()
         assert not self.marked.files(), "temporary files are left"
         for path in (self.pipeline.folder / ".locks").iterdir():
             with open(path) as lock:

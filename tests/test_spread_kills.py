@@ -110,5 +110,6 @@ def told(killer: Spreading) -> str:
         f"{killer.pipeline.folder.name}: {kills}; {len(killer.whole.bodies)} requests, "
         f"{toll.sent} sent, {toll.under_way} under way at a kill; at most {killer.workers} "
         f"processes beside the command, gone after at most "
-        f"{max(killer.gone):.1f} s, the last run took {killer.last:.1f} s"
+        f"{max(killer.gone, default=0):.1f} s, the last run took {killer.last:.1f} s, all gone "
+        f"{killer.agents:.1f} s after it"
     )

@@ -97,6 +97,11 @@ class Unbroken:
     largest: list[int]
     """Bytes of each step's largest file."""
 
+    @property
+    def longest(self) -> float:
+        """Seconds that a run may take with whatever happens to it, on a machine that others use."""
+        return 60 + 3 * sum(self.seconds)
+
 
 def unbroken(pipeline: Pipeline) -> Unbroken:
     """Run it, uninterrupted."""

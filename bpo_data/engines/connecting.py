@@ -22,9 +22,6 @@ from bpo_data.runtime import Runtime
 
 PREFIX, LOCK = "bpo-ray-", "in-use"
 """Names of the folder of a Ray that is started here, and of the file in it that is locked."""
-LEFT_ALONE = "10"
-"""Seconds for which processes of a Ray that was started here look for its head when that is gone:
-it went with the command, however that ended. Ray's own minute is for heads on other machines."""
 ANSWER = 10.0
 """Seconds that a cluster's head is given to take a connection."""
 
@@ -83,7 +80,6 @@ def start(ray: Any, runtime: Runtime) -> None:
     """A cluster of this machine alone, which takes orders from nobody else: its ports are open to
     the network, so it wants a token, which Ray would keep in a file of the user's."""
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", LEFT_ALONE)
     folder, lock = own_folder()
 
     def clear() -> None:
