@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import fcntl
-import secrets
-import shutil
 import signal
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import forking
-import pytest
 from counting import Server
 from helpers import TINY
 from killing import AT_EVENT, Killer, Toll
+from marking import Marked
 from tiny_models import save_reward_model
 from warm import Started
 from whole import RUNNING, Pipeline, Unbroken
 
 from bpo_data.artifacts import RESUMED
-from bpo_data.engines.connecting import own_folder
 from bpo_data.policy import save_policy
 from bpo_data.scratch import Scratch, make_policy
 from bpo_data.shelf import PARTIAL
 
-MARK = "BPO_TEST_MARK"
-"""In the environment of whatever these runs start, their workers and Ray among them."""
 QUICK = """
 import tempfile
 from functools import partial
@@ -41,11 +33,6 @@ desk.complete_batch = partial(desk.complete_batch, pace=pace)
 """
 """Batches that are looked at more often than once in seconds, and a folder for temporary files."""
 SEMAPHORES = Path("/dev/shm")
-GONE_WITHIN = 120.0
-"""Seconds after which nothing is left of a command that was killed. A worker that is still loading
-torch hears of it when that is done; Ray's agents first tell a head that is gone, for a minute."""
-AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""Of Ray; they make nothing and ask nobody."""
 ENGINES: dict[str, tuple[str, ...]] = {
     "local": (),
     "processes": ("runtime.engine=processes", "runtime.processes=2"),
@@ -95,59 +82,6 @@ def with_servers(server: Server, mode: str) -> tuple[str, ...]:
         *("score.kind=rubric", "score.options.model=judge"),
         *(f"score.options.base_url={server.url}", f"augment.mode={mode}", f"score.mode={mode}"),
     )
-
-
-@dataclass
-class Marked:
-    """What this test's runs leave on the machine."""
-
-    mark: str
-    temporary: Path
-
-    def processes(self) -> dict[int, str]:
-        """Process -> its words, of those that a run has started, however deep."""
-        found = {}
-        for place in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # it ended meanwhile
-                if f"{MARK}={self.mark}\0".encode() in (place / "environ").read_bytes():
-                    words = (place / "cmdline").read_bytes().replace(b"\0", b" ")
-                    found[int(place.name)] = words.decode(errors="replace")[:200]
-        return found
-
-    def wait(self, agents: bool = True) -> float:
-        """Wait until all are gone, Ray's agents too where they are to; seconds that took."""
-        begun = time.monotonic()
-        while left := {
-            pid: words
-            for pid, words in self.processes().items()
-            if agents or not words.startswith(AGENTS)
-        }:
-            assert time.monotonic() - begun < GONE_WITHIN, left
-            time.sleep(0.05)
-        return time.monotonic() - begun
-
-    def files(self) -> set[str]:
-        """Temporary ones, when the folders of killed Rays went as they do where one starts."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tempfile, "tempdir", str(self.temporary))
-            folder, lock = own_folder()
-        shutil.rmtree(folder)
-        lock.close()
-        return {path.name for path in self.temporary.iterdir()}
-
-
-@contextmanager
-def marked() -> Iterator[Marked]:
-    """Within, what is started can be told from what others run on this machine."""
-    forking.waiting()  # it serves other tests too
-    with (
-        tempfile.TemporaryDirectory(prefix="k-", dir="/tmp") as place,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        made = Marked(secrets.token_hex(8), Path(place))
-        patch.setenv(MARK, made.mark)
-        patch.setenv("TMPDIR", place)  # a short one: sockets of Ray lie in it
-        yield made
 
 
 class Spreading(Killer):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from cgroups import group_of
 from helpers import TINY
-from spreading import ENGINES, Marked, marked, numbered_parts
+from marking import Marked, marked
+from spreading import ENGINES, numbered_parts
 from warm import Ended, Forks
 from whole import digests_in, one_line
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from counting import Server
-from spreading import Marked, Spread, marked, numbered_parts, with_servers
+from marking import Marked, marked
+from spreading import Spread, numbered_parts, with_servers
 from warm import Ended, Forks
 from whole import Unbroken, one_line, unbroken
 

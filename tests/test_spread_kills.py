@@ -12,7 +12,8 @@ from operator import itemgetter
 
 import pytest
 from counting import Server
-from spreading import Marked, Spread, Spreading, marked, with_models, with_servers
+from marking import Marked, marked
+from spreading import Spread, Spreading, with_models, with_servers
 from warm import Forks
 from whole import Unbroken, unbroken
 
