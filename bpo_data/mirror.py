@@ -22,7 +22,7 @@ from typing import Any
 from bpo_data import disk
 from bpo_data.artifacts import MANIFEST, RESUMED, Artifact
 from bpo_data.errors import UserError
-from bpo_data.shelf import PARTIAL
+from bpo_data.shelf import FORMAT, PARTIAL
 
 SETTING = "runtime.mirror"
 BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
@@ -64,10 +64,11 @@ class Mirror:
                 return None
 
     def told(self, name: str, text: bytes) -> dict[str, Any]:
-        """What a manifest says. Raises UserError where it is none."""
+        """What a manifest says. Raises UserError where it is none, or one of a newer version."""
         try:
             found = json.loads(text)
             paths = [PurePosixPath(path) for path in found["files"]]
+            form = int(found.get("format", FORMAT))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{self.url}/{name}/{MANIFEST} is no manifest. Remove that folder from the mirror."
@@ -76,6 +77,11 @@ class Mirror:
             raise UserError(
                 f"{self.url}/{name}/{MANIFEST} names files outside its folder. Somebody wrote it "
                 f"who is not bpo_data: do not use this mirror."
+            )
+        if form > FORMAT:
+            raise UserError(
+                f"{self.url}/{name}/{MANIFEST} has format {form}; this version knows "
+                f"{FORMAT}. Install a newer bpo_data, or use another {SETTING}."
             )
         return dict(found)
 

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from bpo_data import __version__, disk
+from bpo_data import __version__, ages, disk
 from bpo_data.artifacts import MANIFEST, RESUMED, SEALS, Artifact, Draft
 from bpo_data.engines import Engine
 from bpo_data.errors import UserError
@@ -102,10 +102,10 @@ class Shelf:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 lock.seek(0)
-                waiting(lock.read().strip() or "another process")
+                waiting(lock.readline().strip() or "another process")
                 fcntl.flock(lock, fcntl.LOCK_EX)
             lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}\n{ages.stamp()}")
             lock.flush()
             yield
 
@@ -118,7 +118,7 @@ class Shelf:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return lock.read().strip() or "another process"
+                return lock.readline().strip() or "another process"
         return ""
 
     @contextmanager
@@ -163,17 +163,20 @@ class Shelf:
         with suppress(OSError):  # a folder of finished work may be read-only: it serves as well
             for folder in (self.uses, self.locks):
                 folder.mkdir(exist_ok=True)
-            (self.uses / name).write_text(f"{command}\n", encoding="utf-8")
+            (self.uses / name).write_text(f"{command}\n{ages.stamp()}\n", encoding="utf-8")
             lock = open(self.locks / name, "a+", encoding="utf-8")  # noqa: SIM115  (the caller's)
             fcntl.flock(lock, fcntl.LOCK_SH)
             return lock
         return None
 
-    def last_used(self, folder: Path) -> float:
-        """When a run last needed an artifact, seconds since the epoch; of one in the making, when
-        it last grew."""
-        noted = [self.uses / folder.name, folder / MANIFEST, folder, *folder.glob("*")]
-        return max(path.stat().st_mtime for path in noted if path.exists())
+    def unused_for(self, folder: Path) -> float:
+        """Seconds since a run last needed an artifact; of one in the making, since it last grew.
+        A clock that jumps makes neither look older than it is (``ages``)."""
+        notes = self.uses / folder.name, self.locks / folder.name.removesuffix(PARTIAL)
+        signs = self.uses / folder.name, folder / MANIFEST, folder, *folder.glob("*")
+        newest = max(path.stat().st_mtime for path in signs if path.exists())
+        told = [note.read_text(encoding="utf-8") for note in notes if note.exists()]
+        return min(ages.age(newest, words) for words in ("", *told))
 
     def forget(self, folder: Path) -> None:
         """Drop the note on an artifact that is gone. Its lock stays: somebody may wait for it."""

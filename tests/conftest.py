@@ -6,6 +6,8 @@ import gc
 import os
 import sys
 
+import pytest
+
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -20,6 +22,10 @@ SOME = 100
 """Modules imported since, from which freezing again is worth a collection."""
 
 frozen = 0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=25, help="of each engine in test_spread_kills.py")
 
 
 def pytest_runtest_setup() -> None:

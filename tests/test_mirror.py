@@ -20,7 +20,7 @@ from bpo_data.pipelines.command import Command
 from bpo_data.pipelines.planning import plan
 from bpo_data.pipelines.running import Run
 from bpo_data.pipelines.saying import Voice
-from bpo_data.shelf import Shelf
+from bpo_data.shelf import FORMAT, Shelf
 from bpo_data.tables import columns
 from bpo_data.work import Work
 
@@ -137,6 +137,16 @@ def test_names_outside_the_folder_are_refused(tmp_path, url, name):
     system.pipe_file(f"{root}/{WORK.name}/{MANIFEST}", text.encode())
     with pytest.raises(UserError, match="names files outside its folder"):
         mirror.fetch(WORK.name, tmp_path)
+
+
+def test_an_artifact_of_a_newer_version_is_refused(tmp_path, url):
+    mirror = Mirror(url)
+    system, root = mirror.system
+    text = json.dumps({"format": FORMAT + 1, "files": {}})
+    system.pipe_file(f"{root}/{WORK.name}/{MANIFEST}", text.encode())
+    for ask in (mirror.manifest, lambda name: mirror.fetch(name, tmp_path)):
+        with pytest.raises(UserError, match=f"has format {FORMAT + 1}; .*Install a newer bpo_data"):
+            ask(WORK.name)
 
 
 def test_what_is_no_manifest_and_what_does_not_answer_are_said_in_a_line(

@@ -120,6 +120,8 @@ def test_clean_removes_what_no_run_used_and_nothing_else(runs, tmp_path):
     for name in ("my-thesis.removed", "abc-0123456789ab.partial", "load-0123456789ab.removed.mine"):
         (copy / name).mkdir()
     (copy / "load-0123456789ab.removed").mkdir()  # of a clean that was killed
+    for path in (*copy.glob(".used/*"), *copy.glob(".locks/*")):
+        path.write_text("a run before the machine's last start")
     long_ago = time.time() - 40 * 86_400
     for path in (*copy.rglob("*"), *copy.glob("*")):
         os.utime(path, (long_ago, long_ago))
@@ -149,6 +151,29 @@ def test_clean_removes_what_no_run_used_and_nothing_else(runs, tmp_path):
     assert not left & (old - {held.name})
     kept = run("stage=select", f"runtime.folder={copy}", *TINY)
     assert kept.stdout.count(" kept ") == 3
+
+
+def test_an_artifact_of_a_newer_version_is_one_line_and_status_goes_on(runs, tmp_path):
+    copy = tmp_path / "runs"
+    shutil.copytree(runs, copy)
+    path = next(copy.glob("score-*")) / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    line = f"{path} has format 2; this version knows 1. Install a newer bpo_data"
+    before = files(copy)
+    for words in ((UP_TO,), (UP_TO, "plan=true"), ("stage=report",)):
+        ended = run(*words, f"runtime.folder={copy}", *TINY)
+        assert (ended.returncode, ended.stderr.count("bpo_data: ")) == (2, 1), ended.stderr
+        assert line in ended.stderr.splitlines()[-1]
+        assert "Traceback" not in ended.stderr
+    status = asked(copy, "stage=status")
+    found = states(status)
+    assert (found["augment"], found["score"], found["pair"]) == ("kept", "refused", "waits")
+    (why,) = (one["why"] for one in status["stages"] if one["stage"] == "score")
+    assert why.startswith(line)
+    cleaned = run("stage=clean", f"runtime.folder={copy}")
+    assert (cleaned.returncode, cleaned.stderr) == (0, "")
+    changed = {path for path, when in files(copy).items() if before.get(path) != when}
+    assert {Path(path).parent.name for path in changed} <= {".used", ".locks"}
 
 
 def test_a_run_answers_in_json_too_and_leaves_links_to_its_results(runs):
@@ -268,7 +293,10 @@ def test_a_manifest_that_is_none_is_named(runs, tmp_path):
     shutil.copytree(runs, copy)
     (manifest,) = copy.glob("embed-*/manifest.json")
     manifest.write_text("{bad")
-    for words in (("stage=status",), ("stage=embed",), ("plan=true",)):
+    status = {one["stage"]: one for one in asked(copy, "stage=status")["stages"]}
+    assert status["embed"]["state"] == "refused"
+    assert str(manifest) in status["embed"]["why"]
+    for words in (("stage=embed",), ("plan=true",)):
         result = run(*words, f"runtime.folder={copy}", *TINY, "format=json")
         assert result.returncode == 2, result.stderr
         (said,) = json.loads(result.stdout)["errors"]

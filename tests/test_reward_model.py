@@ -10,45 +10,21 @@ import pytest
 import torch
 import transformers
 from judged import item, judged, scores
-from tiny_models import LLAMA
+from tiny_models import save_reward_model
 
 from bpo_data.components import judges, kinds, reward_model
 from bpo_data.components.judges import RewardModel
 from bpo_data.errors import UserError
 from bpo_data.policy import plain_messages
-from bpo_data.scratch import Scratch, make_tokenizer
 from bpo_data.stages.score import ScoreConfig, outside
 from bpo_data.work import Work, settings_of
 
 TEXTS = ["yes", "no, never at all", "yes yes yes yes yes yes", "", "perhaps so", "yes", "<|end|>"]
 
 
-def make_model(folder: Path, labels: int = 1, padding: bool = True, **changes: object) -> Path:
-    """A tiny Llama with a head, random weights large enough that texts differ."""
-    tokenizer = make_tokenizer(["say something yes no never perhaps so at all"] * 3, Scratch())
-    shape = {**LLAMA, "vocab_size": len(tokenizer), "max_position_embeddings": 128}
-    config = transformers.LlamaConfig(
-        **shape,
-        num_labels=labels,
-        pad_token_id=tokenizer.pad_token_id if padding else None,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    torch.manual_seed(1)
-    model = transformers.LlamaForSequenceClassification(config)
-    for name, weight in model.named_parameters():
-        if "norm" not in name:
-            weight.data.normal_(std=0.3)
-    for name, value in changes.items():
-        setattr(tokenizer, name, value)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    return make_model(tmp_path_factory.mktemp("reward") / "model")
+    return save_reward_model(tmp_path_factory.mktemp("reward") / "model")
 
 
 def alone(folder: Path, text: str) -> float:
@@ -75,7 +51,7 @@ def test_points_equal_a_forward_pass_of_each_response_alone(model, batch):
 
 
 def test_a_model_without_a_padding_token_is_batched_all_the_same(tmp_path):
-    folder = make_model(tmp_path / "model", padding=False)
+    folder = save_reward_model(tmp_path / "model", padding=False)
     found = judged(RewardModel(str(folder), batch=4), [item(text) for text in TEXTS])
     assert scores(found) == pytest.approx([alone(folder, text) for text in TEXTS], abs=1e-5)
 
@@ -110,7 +86,7 @@ def test_what_is_too_long_has_no_points_and_is_not_cut(model):
 
 
 def test_points_that_are_no_number_are_null(tmp_path):
-    folder = make_model(tmp_path / "model")
+    folder = save_reward_model(tmp_path / "model")
     classifier = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
     classifier.score.weight.data.fill_(math.inf)
     classifier.save_pretrained(folder)
@@ -123,7 +99,7 @@ def test_a_conversation_that_the_template_refuses_has_no_points(tmp_path):
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
         "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     )
-    folder = make_model(tmp_path / "model", chat_template=template)
+    folder = save_reward_model(tmp_path / "model", chat_template=template)
     system = dataclasses.replace(
         item("yes"), prompt=[{"role": "system", "content": "Be brief."}, *item("").prompt]
     )
@@ -163,7 +139,7 @@ def broken(folder: Path) -> None:
     ],
 )
 def test_a_folder_without_a_reward_model_is_one_line_with_the_way_out(tmp_path, spoil, words):
-    folder = make_model(tmp_path / "model")
+    folder = save_reward_model(tmp_path / "model")
     spoil(folder)
     with pytest.raises(UserError) as caught:
         judged(RewardModel(str(folder)), [item("yes")])
@@ -173,7 +149,7 @@ def test_a_folder_without_a_reward_model_is_one_line_with_the_way_out(tmp_path, 
 
 
 def test_a_classifier_of_several_classes_is_no_reward_model(tmp_path):
-    folder = make_model(tmp_path / "model", labels=3)
+    folder = save_reward_model(tmp_path / "model", labels=3)
     with pytest.raises(UserError, match="it tells 3 classes apart"):
         judged(RewardModel(str(folder)), [item("yes")])
 
@@ -203,12 +179,12 @@ def test_the_models_files_are_part_of_the_key_a_panels_too(model):
 
 
 def test_a_changed_model_is_another_piece_of_work(tmp_path):
-    config = ScoreConfig("reward_model", {"model": str(make_model(tmp_path / "model"))})
+    config = ScoreConfig("reward_model", {"model": str(save_reward_model(tmp_path / "model"))})
 
     def work() -> Work:
         return Work("score", 1, settings_of(config), {}, outside(config))
 
     before = work()
     assert work().name == before.name
-    make_model(tmp_path / "model", padding=False)
+    save_reward_model(tmp_path / "model", padding=False)
     assert work().name != before.name

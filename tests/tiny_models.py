@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import transformers
 from bpo_data.gradients.engine import ResponseGradients
 from bpo_data.gradients.layers import Layer, linear_layers
 from bpo_data.gradients.projection import Sketch, layer_signs
+from bpo_data.scratch import Scratch, make_tokenizer
 
 RANK, DIM, SEED, VOCABULARY = 4, 96, 11, 64
 LLAMA = {
@@ -157,3 +159,28 @@ def engine(model: Any, **settings: Any) -> ResponseGradients:
 def assert_close(found: np.ndarray, expected: np.ndarray, relative: float = 1e-4) -> None:
     worst = np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
     assert worst.max() < relative, worst
+
+
+def save_reward_model(
+    folder: Path, labels: int = 1, padding: bool = True, **changes: object
+) -> Path:
+    """A tiny Llama with a head, random weights large enough that texts differ."""
+    tokenizer = make_tokenizer(["say something yes no never perhaps so at all"] * 3, Scratch())
+    shape = {**LLAMA, "vocab_size": len(tokenizer), "max_position_embeddings": 128}
+    config = transformers.LlamaConfig(
+        **shape,
+        num_labels=labels,
+        pad_token_id=tokenizer.pad_token_id if padding else None,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(1)
+    model = transformers.LlamaForSequenceClassification(config)
+    for name, weight in model.named_parameters():
+        if "norm" not in name:
+            weight.data.normal_(std=0.3)
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

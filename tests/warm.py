@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +20,8 @@ for number, path in ((1, sys.argv[1]), (2, sys.argv[2])):
 for name in [one for one in sys.modules if one.partition(".")[0] == "bpo_data"]:
     del sys.modules[name]  # our own anew: they hold what belongs to a process, such as its name
 from bpo_data.pipelines.run import main
-from bpo_data.stages import augment, gradients
-augment.PART_ROWS = gradients.PART_ROWS = 24  # several parts of few rows
+from bpo_data.stages import augment, cluster, gradients
+augment.PART_ROWS = gradients.PART_ROWS = cluster.PART_ROWS = 24  # several parts of few rows
 {first}
 sys.exit(main(sys.argv[3:]))
 """
@@ -44,10 +47,12 @@ class Started:
     """Files with what it writes to stdout and stderr."""
     begun: float = field(default_factory=time.monotonic)
 
-    def saw(self, words: str, count: int = 1) -> bool:
-        """Wait until stderr has ``words`` so often; False when the run ended before it did."""
+    def saw(self, words: str, count: int = 1, seconds: float = math.inf) -> bool:
+        """Wait until stderr has ``words`` so often; False when the run ended, or the time was up,
+        before it did."""
+        end = time.monotonic() + seconds
         while True:
-            over = self.gone()
+            over = self.gone() or time.monotonic() > end
             if self.words[1].read_text(errors="replace").count(words) >= count:
                 return True
             if over:
@@ -60,6 +65,11 @@ class Started:
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
+
+    def end_group(self) -> None:
+        """Kill it and all that it started in its group, at once; it has a session of its own."""
+        with suppress(ProcessLookupError):  # all are gone
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def wait(self) -> Ended:
         with self.process:
@@ -79,14 +89,16 @@ class Forks:
     """For what the runs write to their streams."""
     number: int = 0
 
-    def start(self, *arguments: str, first: str = "") -> Started:
+    def start(self, *arguments: str, first: str = "", session: bool = False) -> Started:
         self.number += 1
         words = tuple(self.folder / f"{name}.{self.number}" for name in ("out", "err"))
         for path in words:
             path.write_text("")
         code = START.replace("{first}", first)
         asked = ["-c", code, *map(str, words), *arguments]
-        return Started(fork(asked, environment() | {"NO_PROXY": "127.0.0.1"}), (words[0], words[1]))
+        place = environment() | {"NO_PROXY": "127.0.0.1"}
+        process = fork(asked, place, start_new_session=session)
+        return Started(process, (words[0], words[1]))
 
     def run(self, *arguments: str, first: str = "") -> Ended:
         return self.start(*arguments, first=first).wait()

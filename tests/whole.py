@@ -50,13 +50,10 @@ class Pipeline:
         return done
 
     def manifests(self) -> dict[str, dict[str, object]]:
-        """Folder name -> manifest."""
-        found = sorted(self.folder.glob("*/manifest.json"))
-        return {path.parent.name: json.loads(path.read_text()) for path in found}
+        return manifests_in(self.folder)
 
     def digests(self) -> dict[str, object]:
-        """Folder name -> content digest."""
-        return {name: made["digest"] for name, made in self.manifests().items()}
+        return digests_in(self.folder)
 
     def stored(self) -> set[str]:
         """Digests of the bodies whose answers are in the store, read from a copy: a run that comes
@@ -76,6 +73,17 @@ class Pipeline:
         return {digest(json.loads(request)["payload"]) for (request,) in rows}
 
 
+def manifests_in(folder: Path) -> dict[str, dict[str, object]]:
+    """Folder name -> manifest."""
+    found = sorted(folder.glob("*/manifest.json"))
+    return {path.parent.name: json.loads(path.read_text()) for path in found}
+
+
+def digests_in(folder: Path) -> dict[str, object]:
+    """Folder name -> content digest."""
+    return {name: made["digest"] for name, made in manifests_in(folder).items()}
+
+
 @dataclass
 class Unbroken:
     """What a run that nobody ended left, and how long its stages took."""
@@ -88,6 +96,11 @@ class Unbroken:
     seconds: list[float]
     largest: list[int]
     """Bytes of each step's largest file."""
+
+    @property
+    def longest(self) -> float:
+        """Seconds that a run may take with whatever happens to it, on a machine that others use."""
+        return 60 + 3 * sum(self.seconds)
 
 
 def unbroken(pipeline: Pipeline) -> Unbroken:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -52,11 +51,10 @@ class Removable:
 
 def removable(shelf: Shelf, days: float) -> list[Removable]:
     """Finished artifacts and interrupted ones that nobody needed for so long, oldest first."""
-    now = time.time()
     found = [
-        Removable(folder.name, shelf.size(folder), now - shelf.last_used(folder))
+        Removable(folder.name, shelf.size(folder), unused)
         for folder in shelf.folders(EVERY)
-        if now - shelf.last_used(folder) >= days * DAY and not shelf.in_use(folder)
+        if (unused := shelf.unused_for(folder)) >= days * DAY and not shelf.in_use(folder)
     ]
     return sorted(found, key=lambda one: (-one.used, one.name))
 
@@ -103,7 +101,7 @@ def remove(shelf: Shelf, found: Sequence[Removable], days: float) -> list[str]:
     for one in found:
         folder = shelf.folder / one.name
         with shelf.alone(folder) as free:
-            if free and folder.exists() and time.time() - shelf.last_used(folder) >= days * DAY:
+            if free and folder.exists() and shelf.unused_for(folder) >= days * DAY:
                 # Renamed first: a folder half removed must never look whole.
                 going = folder.with_name(f"{one.name.removesuffix(PARTIAL)}{REMOVED}")
                 folder.rename(going)

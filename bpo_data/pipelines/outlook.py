@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from bpo_data.artifacts import Artifact
+from bpo_data.errors import UserError
 from bpo_data.pipelines import likeness
 from bpo_data.pipelines.likeness import Manifests
 from bpo_data.pipelines.steps import Step, direct
@@ -24,6 +24,7 @@ STATES = {
     "to run": "not made with these settings and inputs",
     "begun": "an interrupted try left finished parts or a checkpoint",
     "making": "another process is making it",
+    "refused": "there, but cut short, unreadable or of a newer version: the line says what to do",
     "waits": "depends on a stage that is not made yet",
 }
 
@@ -61,10 +62,13 @@ def standing(
     shelf: Shelf, work: Work, config: Config, known: Manifests, step: Step, steps: Sequence[Step]
 ) -> Standing:
     """How a step stands whose inputs are all made."""
-    artifact = shelf.find(work)
+    expected = expectation(known, config, step, steps)
+    try:
+        artifact = shelf.find(work)
+    except UserError as error:
+        return replace(expected, state="refused", why=str(error))
     if artifact is not None:
         return of_kept(shelf, artifact, step, steps)
-    expected = expectation(known, config, step, steps)
     holder = shelf.holder(work)
     if holder:
         return replace(expected, state="making", why=holder)
@@ -86,7 +90,7 @@ def of_kept(shelf: Shelf, artifact: Artifact, step: Step, steps: Sequence[Step])
         bytes=artifact.size,
         folder=str(artifact.folder),
         made=manifest["made"],
-        used=time.time() - shelf.last_used(artifact.folder),
+        used=shelf.unused_for(artifact.folder),
         notes=list(artifact.facts.get("notes", [])),
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bpo_data.artifacts import Artifact
+from bpo_data.errors import UserError
 from bpo_data.llm.forecast import table
 from bpo_data.pipelines import costs, tree
 from bpo_data.pipelines.command import Command, account_line
@@ -29,7 +30,8 @@ def standing_of(command: Command, step: Step, known: Manifests) -> Standing:
         return expectation(known, command.config, step, command.steps)
     work = command.work(step)
     found = standing(command.shelf, work, command.config, known, step, command.steps)
-    if found.state != "kept" and command.mirror and (there := command.mirror.manifest(work.name)):
+    missing = found.state not in ("kept", "refused")
+    if missing and command.mirror and (there := command.mirror.manifest(work.name)):
         copy = Artifact(command.shelf.folder / work.name, there)
         command.keep(step, copy)
         return of_mirror(copy, command.mirror.url, step, command.steps)
@@ -41,8 +43,14 @@ def standing_of(command: Command, step: Step, known: Manifests) -> Standing:
 
 
 def plan(command: Command, voice: Voice) -> None:
-    """Say what a run would make and why, what it would ask of servers, and what that takes."""
+    """Say what a run would make and why, what it would ask of servers, and what that takes.
+
+    Raises UserError where a run would end at once, at what is there and cannot be used.
+    """
     found = standings(command)
+    for one in found:
+        if one.state == "refused":
+            raise UserError(one.why)
     for line in tree.lines(found, used=False):
         voice.line(line)
     for line in totals(found):
