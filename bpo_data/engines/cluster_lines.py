@@ -1,7 +1,7 @@
 """Lines to processes on a Ray cluster.
 
-To call an actor costs the one that calls as much as a hundred letters in a list, so what has come
-together meanwhile goes in one call, there and back.
+A call of an actor costs whoever calls as much as sending a request itself would. So letters that
+come soon after one another go in one call, and answers come back in one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from bpo_data.engines.connecting import connected
 from bpo_data.engines.lines import Answer, Begin, Line, Lost, Serve, answered
 from bpo_data.engines.losses import reason_of
 from bpo_data.runtime import Runtime, quiet_libraries
+
+
+SOON = 0.01
+"""Seconds between two calls the same way."""
 
 
 class ClusterLines:
@@ -72,6 +76,7 @@ class ClusterLine(Line):
             while self.left:
                 letters, self.left = self.left, []
                 await self.office.post.remote(letters)
+                await asyncio.sleep(SOON)
         except RayError as error:
             self.lose(reason_of(error))
 
@@ -127,6 +132,7 @@ class Office:
     async def collect(self) -> list[Answer]:
         """Answers that were not collected yet, once there are any."""
         await self.news.wait()
+        await asyncio.sleep(SOON)
         self.news.clear()
         done, self.done = self.done, []
         return done
