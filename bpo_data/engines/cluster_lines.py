@@ -17,7 +17,6 @@ from bpo_data.engines.lines import Answer, Begin, Line, Lost, Serve, answered
 from bpo_data.engines.losses import reason_of
 from bpo_data.runtime import Runtime, quiet_libraries
 
-
 SOON = 0.01
 """Seconds between two calls the same way."""
 

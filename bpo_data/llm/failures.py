@@ -13,8 +13,8 @@ from bpo_data.llm.replies import shown
 BUSY = 429
 NO_MONEY = "insufficient_quota"  # the code of a 429 that no waiting ends
 HOPELESS = frozenset({401, 403, 404})  # whoever asks gets the same: the run cannot work
-NOT_CONNECTED = frozenset({"ConnectError", "ConnectTimeout", "ClientConnectorError"})
-"""What the transports call a connection that did not come about."""
+NOT_CONNECTED = ("ConnectError", "ConnectTimeout", "ConnectionTimeoutError", "ClientConnector")
+"""Beginnings of what the transports call a connection that did not come about."""
 
 
 @dataclass(eq=False)
@@ -31,7 +31,7 @@ class Failed(Exception):
     lost: bool = False
     """The connection failed or ended, or time ran out."""
     nobody: bool = False
-    """Nobody took the connection, as against a server that is slow."""
+    """The connection failed, as against a server that is slow."""
     unsent: bool = False
     """No connection came about, so that nothing can have been asked."""
 
@@ -78,12 +78,17 @@ def words_of(error: BaseException, cause: OSError | None, nobody: bool, key: str
 
 
 def never_sent(error: BaseException) -> bool:
+    """By what a transport says. aiohttp has the last word: openai's client takes whatever it calls
+    an end of a connection, such as the server's, for one that did not come about."""
+    found = False
     cause: BaseException | None = error
     while cause is not None:
-        if type(cause).__name__ in NOT_CONNECTED:
-            return True
+        named = type(cause).__name__.startswith(NOT_CONNECTED)
+        if type(cause).__module__.startswith("aiohttp."):
+            return named
+        found = found or named
         cause = cause.__cause__ or cause.__context__
-    return False
+    return found
 
 
 def refused_by(error: BaseException) -> OSError | None:

@@ -111,7 +111,7 @@ class SpreadWire(Wire):
             words = f"The process that sent it was lost: {lost}."
             raise Failed(words, lost=True) from None
         except Failed as failed:
-            if failed.nobody and line not in self.reached:
+            if failed.unsent and line not in self.reached:
                 return await self.send_from_here(line, path, payload)
             self.reached.add(line)
             raise
@@ -119,9 +119,13 @@ class SpreadWire(Wire):
         return body
 
     async def send_from_here(self, line: Line, path: str, payload: dict[str, Any]) -> str:
-        """Where a sender found nobody, it may be its machine that has no way to the server."""
+        """It may be the sender's machine alone that has no way to the server. It is given up, once
+        all that was handed to it has come back."""
         body = await super().send(path, payload)
-        line.lose(f"it does not reach {self.endpoint.base_url}, as this process does")
+        if line in self.up:
+            self.up.remove(line)
+        if not line.under_way:
+            line.lose(f"it does not reach {self.endpoint.base_url}, as this process does")
         return body
 
     async def keep(self, lines: Lines) -> None:
