@@ -386,7 +386,9 @@ def test_senders_end_with_the_run_and_what_they_had_under_way_is_waited_for(
     with StubServer(latency=0.1) as server:
         process = fork(["-c", RUN, server.url, str(path)], environment(), start_new_session=True)
         end = time.monotonic() + 60
-        while sum(bool(child.net_connections()) for child in (ready := children(process.pid))) < 2:
+        ready: list[psutil.Process] = []
+        while sum(bool(child.net_connections("tcp")) for child in ready) < 2:
+            ready = children(process.pid)
             assert process.poll() is None
             assert time.monotonic() < end
             time.sleep(0.05)
