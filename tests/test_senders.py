@@ -7,12 +7,15 @@ import logging
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -32,7 +35,7 @@ from bpo_data.llm.desk import Desk
 from bpo_data.llm.failures import Failed
 from bpo_data.llm.senders import Opening
 from bpo_data.llm.store import RequestStore
-from bpo_data.llm.stub import Payload, StubServer, default_reply, written
+from bpo_data.llm.stub import Fault, Payload, StubServer, default_reply, written
 from bpo_data.runtime import Runtime
 
 SECRET = "sk-live-0123456789abcdef"
@@ -201,6 +204,13 @@ def test_senders_keep_one_budget(here: HereLines, tmp_path: Path, cap: dict[str,
         assert spent.requests == 23
 
 
+def senders_of(engine: str) -> list[psutil.Process]:
+    if engine == "processes":
+        return children()
+    workers = psutil.Process().children(recursive=True)
+    return [worker for worker in workers if "ray::Office" in " ".join(worker.cmdline())]
+
+
 def at_the(number: int, do: Callable[[], None]) -> Callable[[Payload], str]:
     """Answers by rule, and has something done when a request comes."""
     came = iter(range(1, 10_000))
@@ -213,23 +223,21 @@ def at_the(number: int, do: Callable[[], None]) -> Callable[[Payload], str]:
     return reply
 
 
-def end_one() -> None:
-    """Kill one of our senders in the middle of its work."""
-    first, *_ = children()
-    first.kill()
-
-
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_sender_that_is_killed_costs_the_requests_it_had_under_way(
-    store: RequestStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    store: RequestStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    engine: str,
 ) -> None:
-    spread(monkeypatch, real(2), 2)
+    spread(monkeypatch, real(2, engine), 2)
     stored_then: list[set[str]] = []
     came_then: list[int] = []
 
     def kill() -> None:
         stored_then.append(stored(store.path))
         came_then.append(len(server.payloads))
-        end_one()
+        senders_of(engine)[0].kill()
 
     with (
         caplog.at_level(logging.WARNING, "bpo_data"),
@@ -247,7 +255,9 @@ def test_a_sender_that_is_killed_costs_the_requests_it_had_under_way(
     ]
     lost = sum(reply.attempts - 1 for reply in replies)
     assert 0 < lost <= 8
-    assert "a sender was lost: it was ended by SIGKILL" in caplog.text
+    how = "it was ended by SIGKILL" if engine == "processes" else "its worker process has died"
+    (told,) = [line for line in caplog.messages if "a sender was lost" in line]
+    assert how in told
     assert ledger.spent(store.connection, "all").requests == 150 + lost
 
 
@@ -356,6 +366,57 @@ def test_a_machine_that_slept_gives_no_sender_up() -> None:
         assert not asyncio.run(sleep())
     finally:
         lines.BEAT = beat
+
+
+KEYED = """
+import logging, os, sys, tempfile
+from pathlib import Path
+logging.basicConfig(level=logging.DEBUG)
+import asking as words
+from bpo_data.llm import senders
+from bpo_data.llm.client import Endpoint, Limits, complete
+from bpo_data.llm.store import RequestStore
+from sender_lines import real
+senders.WORTH = 0
+if __name__ == "__main__":
+    url, path, engine = sys.argv[1:]
+    tempfile.tempdir = str(Path(path).parent)
+    with RequestStore(path) as store:
+        replies = complete([(words.asking(n), 0) for n in range(600)], endpoint=Endpoint(url),
+                           store=store, limits=Limits(8), lines=real(1, engine))
+        print(replies)
+    for one in Path(path).parent.rglob("*"):
+        if one.is_file() and os.environ["OPENAI_API_KEY"][8:].encode() in one.read_bytes():
+            print("FOUND in", one)
+"""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_key_of_a_sender_is_in_no_file_and_in_nothing_that_is_said(
+    engine: str,
+) -> None:
+    """Nor in a folder of Ray's, though the server sends it back in much of what it says."""
+    echoes = [replace(one, body=one.body.replace("@", "\\u0073")) for one in faults.ECHOES.values()]
+
+    def echo(payload: Payload, before: int) -> Fault | None:
+        number = payload["seed"] % 40
+        return echoes[number] if 1 < number < len(echoes) and not before else None
+
+    with (
+        StubServer(fault_rule=echo, latency=0.05) as server,
+        TemporaryDirectory(dir="/tmp") as folder,  # the path of a socket of Ray's may not be long
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", KEYED, server.url, f"{folder}/r.sqlite", engine],
+            env={**environment(), "OPENAI_API_KEY": SECRET},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("[key]") > 50, "the key did come back"
+    assert "FOUND" not in done.stdout
+    assert SECRET[8:] not in done.stdout + done.stderr
 
 
 RUN = """
