@@ -62,6 +62,14 @@ def here(monkeypatch: pytest.MonkeyPatch) -> HereLines:
     return found
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_cluster_after() -> Iterator[None]:
+    """Other tests of this process start clusters of their own."""
+    yield
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+
+
 def rows(count: int) -> list[tuple[Request, int]]:
     return [(asking(number), 0) for number in range(count)]
 

@@ -34,7 +34,8 @@ class ClusterLines:
             own = self.ray.get_runtime_context().get_node_id()
             (resources,) = (node["Resources"] for node in self.ray.nodes() if node["NodeID"] == own)
             self.options = {"scheduling_strategy": NodeAffinitySchedulingStrategy(own, soft=False)}
-        self.count = runtime.processes or int(resources.get("CPU", 0.0))
+        cores = int(resources.get("CPU", 0.0))
+        self.count = min(runtime.processes or cores, cores)
 
     async def open(self, begin: Begin) -> Line:
         from ray.exceptions import RayError

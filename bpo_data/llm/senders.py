@@ -102,7 +102,8 @@ class SpreadWire(Wire):
     """To those of them that the server has answered."""
 
     async def send(self, path: str, payload: dict[str, Any]) -> str:
-        line = min(self.up, key=lambda line: line.under_way, default=None)
+        up = (line for line in self.up if not line.lost.done())
+        line = min(up, key=lambda line: line.under_way, default=None)
         if line is None:
             return await super().send(path, payload)
         try:
