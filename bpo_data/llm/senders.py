@@ -27,9 +27,9 @@ from bpo_data.llm.transport import Wire, open_client
 log = logging.getLogger("bpo_data")
 
 WORTH = 1_000
-"""Bodies to send from which senders are started; fewer are through before they would be."""
+"""Bodies to send from which senders are started: to start one costs as much as to send 500."""
 MOST = 4
-"""Senders, which send more than one process can hand out (BENCHMARKS.md)."""
+"""Senders: two send what one process can hand out (BENCHMARKS.md), more where TLS is dear."""
 START = 120.0
 """Seconds that a sender is given to begin."""
 TRIES = 3
