@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from bpo_data import disk, stopping, streaming
 from bpo_data.engines import Engine, Job, Part, SetUp, Tell
+from bpo_data.engines.lines import Lines
 from bpo_data.engines.local import Local
 from bpo_data.errors import UserError, plain
 from bpo_data.words import lasting
@@ -290,6 +291,10 @@ class Draft:
             for done in self.engine.each(missing(), set_up, write, None):
                 tell(done)
         return (disk.read_parquet(path(number)) for number in range(count))
+
+    def lines(self, here: bool) -> Lines | None:
+        """Lines to processes of the engine, for who asks servers; None where it has this alone."""
+        return self.engine.lines(here)
 
     def has(self, path: Path) -> bool:
         """Whether a part is there as it was written; one that has changed since is named."""

@@ -46,7 +46,7 @@ class Runtime:
     """Where the parts of a stage are made: ``local`` (in this process, one after the other),
     ``processes`` (several on this machine) or ``ray`` (a Ray cluster whose machines all see
     ``runtime.folder`` or reach ``runtime.mirror``; needs ``pip install 'bpo-data[ray]'``). The same
-    bytes come out."""
+    bytes come out. Of 1,000 requests to a server or more, its workers are the ones that send."""
 
     processes: int = 0
     """Workers of ``processes`` and ``ray``, each with the models loaded once and a GPU of its own

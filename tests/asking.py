@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from bpo_data.engines.lines import OpenLines, no_lines
 from bpo_data.llm.client import Endpoint, Limits, Patience, Reply, Request, complete
 from bpo_data.llm.store import RequestStore
 from bpo_data.llm.stub import StubServer
@@ -14,6 +15,9 @@ from bpo_data.tables import Message
 QUICK = Patience(
     attempts=4, first_wait=0.01, longest_wait=0.02, refused_for=1.0, timeout=5.0, drain=5.0
 )
+
+LINES: OpenLines = no_lines
+"""By which ``ask`` sends."""
 
 
 def asking(number: int = 0, system: str = "Be brief.", **changes: Any) -> Request:
@@ -32,5 +36,5 @@ def ask(
     concurrency: int = 1,
     **more: Any,
 ) -> list[Reply]:
-    settings = {"limits": Limits(concurrency), "patience": QUICK, **more}
+    settings = {"limits": Limits(concurrency), "patience": QUICK, "lines": LINES, **more}
     return complete(requests, endpoint=Endpoint(server.url), store=store, **settings)

@@ -16,7 +16,7 @@ import pytest
 from asking import QUICK, ask, asking
 
 from bpo_data.llm.client import Limits, Request
-from bpo_data.llm.patience import asked_wait
+from bpo_data.llm.failures import asked_wait
 from bpo_data.llm.store import RequestStore
 from bpo_data.llm.stub import Fault, Payload, StubServer, busy, message, refused
 

@@ -20,7 +20,7 @@ from bpo_data.llm.desk import Desk
 from bpo_data.llm.endpoint import Endpoint
 from bpo_data.llm.replies import STATES, Reply
 from bpo_data.llm.store import RequestStore
-from bpo_data.llm.stub import StubServer, message, refused
+from bpo_data.llm.stub import Fault, StubServer, message, refused
 from bpo_data.runtime import Runtime
 
 PRICES = "date: 2026-11-20\nmodels: {tiny: {prompt: 1000, completion: 10000}}\n"
@@ -208,13 +208,22 @@ def test_failed_attempts_are_on_the_account(desk: Callable[..., Desk]) -> None:
 
 
 def test_a_lost_answer_is_counted_at_the_most_it_may_have_cost(desk: Callable[..., Desk]) -> None:
-    from bpo_data.llm.stub import Fault
-
     with StubServer(faults=[Fault(body='{"choices"')]) as server:
         one = desk(concurrency=1, requests=10)
         (reply,) = complete(one, server)
     assert reply.state == "malformed"
     assert account(one).usd > 0.64
+
+
+def test_an_attempt_whose_connection_the_server_dropped_is_counted_at_the_most(
+    desk: Callable[..., Desk],
+) -> None:
+    """It may have been answered; over aiohttp it looks like a server that is not there."""
+    with StubServer(faults=[Fault(drop=True)]) as server:
+        one = desk(concurrency=1, requests=10)
+        (reply,) = complete(one, server)
+    assert (reply.state, reply.attempts) == ("ok", 2)
+    assert account(one).usd > 0.64 + 0.08
 
 
 def account(desk: Desk) -> ledger.Spent:

@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
 from bpo_data.runtime import Runtime
+
+if TYPE_CHECKING:
+    from bpo_data.engines.lines import Lines
 
 Make = Callable[[pa.Table], pa.Table]
 """Rows of one part -> the part of the table."""
@@ -128,6 +131,9 @@ class Engine(Protocol):
         The first error that a maker raises is raised here; parts that are done by then stay. Asked
         to stop, it finishes those under way and raises KeyboardInterrupt.
         """
+
+    def lines(self, here: bool) -> Lines | None:
+        """Lines to its processes; None where there is but this one. ``here``: on this machine."""
 
 
 def engine_of(runtime: Runtime) -> Engine:

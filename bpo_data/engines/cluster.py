@@ -17,8 +17,10 @@ from typing import Any
 
 from bpo_data import __version__, stopping
 from bpo_data.engines import Part, SetUp, Write, alone, named
+from bpo_data.engines.cluster_lines import ClusterLines
 from bpo_data.engines.connecting import connected, shares
 from bpo_data.engines.hiring import Hired, Task, There, folders, packed
+from bpo_data.engines.lines import Lines
 from bpo_data.engines.losses import Losses, reason_of
 from bpo_data.engines.worker import Told, Worker, appears, put
 from bpo_data.errors import UserError
@@ -61,6 +63,9 @@ class Cluster:
         finally:
             crew.dismiss()
             self.facts |= crew.facts()
+
+    def lines(self, here: bool) -> Lines:
+        return ClusterLines(self.runtime, here)
 
 
 class Crew:

@@ -26,3 +26,6 @@ class Local:
                 named(error, part)
                 raise
             yield part[1].num_rows
+
+    def lines(self, here: bool) -> None:
+        return None

@@ -15,6 +15,7 @@ from typing import Any
 
 from bpo_data import stopping
 from bpo_data.engines import Make, Part, Place, SetUp, Write, alone, named, set_up_in_worker
+from bpo_data.engines.lines import Lines
 from bpo_data.errors import UserError
 from bpo_data.runtime import Runtime, keep_freed_memory, quiet_libraries
 
@@ -80,6 +81,11 @@ class Processes:
             raise
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def lines(self, here: bool) -> Lines:
+        from bpo_data.engines.process_lines import ProcessLines  # which imports this module
+
+        return ProcessLines(self.runtime)
 
 
 _making: list[Make] = []

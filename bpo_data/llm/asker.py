@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from bpo_data.errors import UserError, some
 from bpo_data.llm import ledger
+from bpo_data.llm.failures import Failed
 from bpo_data.llm.limits import Gate, Pass
-from bpo_data.llm.patience import Patience, asked_wait, is_busy
+from bpo_data.llm.patience import Patience, failed_in
 from bpo_data.llm.replies import ANSWERED, Reply
 from bpo_data.llm.requests import Parcel, halves
 from bpo_data.llm.syncing import Syncer
 from bpo_data.llm.till import Account, OutOfBudget, Till
-from bpo_data.llm.transport import Wire, is_about_texts, is_hopeless, no_server, redacted
+from bpo_data.llm.transport import Wire, is_about_texts, redacted
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -115,7 +116,6 @@ class Asker:
 
     async def ask(self, parcel: Parcel) -> list[Reply]:
         """Send until there is an answer, a failure that will not pass, or no attempt left."""
-        import openai
         from tenacity import AsyncRetrying, retry_if_exception
 
         attempts = 0
@@ -134,11 +134,11 @@ class Asker:
         except OutOfBudget:
             self.turned_away.discard(asyncio.current_task())
             return [Reply("budget_stop", attempts=attempts - 1)] * len(parcel.keys)
-        except (TimeoutError, openai.APIError) as error:
+        except Failed as failed:
             self.turned_away.discard(asyncio.current_task())
-            if no_server(error):
-                self.count_lost(self.wire.words(error), attempts)
-            reply = self.wire.failure(error, attempts, self.hopeless(error))
+            if failed.nobody:
+                self.count_lost(failed.words, attempts)
+            reply = self.wire.failure(failed, attempts, self.hopeless(failed))
             if len(parcel.keys) > 1 and is_about_texts(reply):
                 return [one for half in halves(parcel) for one in await self.ask(half)]
             # A prompt that the server filters stays filtered.
@@ -188,18 +188,16 @@ class Asker:
 
         Between the last byte of an answer and the try to commit it nothing can cancel.
         """
-        import openai
-
         began = time.monotonic()
         try:
-            body = await self.wire.send(parcel)
-        except (TimeoutError, openai.APIError) as error:
-            self.closing = self.closing or self.hopeless(error)
-            if is_busy(error) and self.patience.worth_another(error):
-                self.gate.refused(leave, asked_wait(error))
+            body = await self.wire.send(parcel.path, parcel.payload)
+        except Failed as failed:
+            self.closing = self.closing or self.hopeless(failed)
+            if failed.busy and self.patience.worth_another(failed):
+                self.gate.refused(leave, failed.wait)
                 self.turned_away.add(asyncio.current_task())
-            failed = self.till.failed(parcel, error, time.monotonic() - began)
-            await self.till.close(number, failed)
+            cost = self.till.failed(parcel, failed, time.monotonic() - began)
+            await self.till.close(number, cost)
             raise
         finally:
             self.gate.leave()
@@ -218,11 +216,11 @@ class Asker:
         self.till.count_settled()
         return kept
 
-    def hopeless(self, error: Exception) -> bool:
+    def hopeless(self, failed: Failed) -> bool:
         """Whether every request would be refused like this one. Once something was answered, a 403
         or 404 is taken to be about the one request: some gateways filter prompts that way."""
-        one_of_many = self.gate.answers and getattr(error, "status_code", None) in (403, 404)
-        return is_hopeless(error) and not one_of_many
+        one_of_many = self.gate.answers and failed.status in (403, 404)
+        return failed.hopeless and not one_of_many
 
     def weight(self, parcel: Parcel) -> float:
         """Tokens to count on before the answer says how many there were."""
@@ -230,12 +228,12 @@ class Asker:
 
     def enough(self, state: RetryCallState) -> bool:
         """Whether to give up; sooner on a server that has not answered at all in this run."""
-        error = state.outcome.exception() if state.outcome else None
+        failed = failed_in(state)
         if self.closing:
             return True
-        if is_busy(error):
+        if failed.busy:
             return time.monotonic() - self.gate.last_answer > self.patience.refused_for
-        nobody = self.lost is None and no_server(error)
+        nobody = self.lost is None and failed.nobody
         return state.attempt_number >= (
             min(3, self.patience.attempts) if nobody else self.patience.attempts
         )
@@ -283,15 +281,15 @@ class Asker:
         if now - self.told < QUIET:
             return
         self.told = now
-        error = state.outcome.exception() if state.outcome else None
-        last = f" of {self.patience.attempts}" if not is_busy(error) else ""
+        failed = failed_in(state)
+        last = f" of {self.patience.attempts}" if not failed.busy else ""
         log.warning(
             "%s: %s after attempt %d%s (%s)",
             self.wire.endpoint.base_url,
-            self.status(again=not is_busy(error)),
+            self.status(again=not failed.busy),
             state.attempt_number,
             last,
-            self.wire.words(error) if error else "",
+            failed.words,
         )
 
 

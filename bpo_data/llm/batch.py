@@ -19,7 +19,7 @@ from bpo_data.llm.batch_lines import Batch, cut
 from bpo_data.llm.batch_wire import BatchWire, Pace, Unclear, refuses
 from bpo_data.llm.client import OnDone, Work, check_failures, this_task
 from bpo_data.llm.endpoint import Endpoint
-from bpo_data.llm.patience import Patience, asked_wait
+from bpo_data.llm.patience import Patience
 from bpo_data.llm.replies import Reply
 from bpo_data.llm.requests import CHAT, Askable, keyed
 from bpo_data.llm.store import RequestStore
@@ -189,8 +189,9 @@ class Batches:
                     lost = time.monotonic() - seen > self.wire.pace.lost_for
                     if lost or not self.wire.passes(error):
                         raise
-                    asked = max(asked, asked_wait(error) or 0.0)
-                    self.say(f"no news of its batches: {self.wire.wire.words(error)}")
+                    failed = self.wire.wire.failed(error)
+                    asked = max(asked, failed.wait or 0.0)
+                    self.say(f"no news of its batches: {failed.words}")
                     continue
                 if batch and not is_over(batch):
                     self.tell(ticket, batch, f"batch {number} of {len(tickets)}")

@@ -107,9 +107,10 @@ class Collector:
         made = time.strftime("%Y-%m-%d %H:%M", time.gmtime(ticket.made))
         ticket.state = "gone"  # so that live mode may ask anew
         self.book.note(ticket)
+        said = self.wire.wire.failed(error).words
         return UserError(
             f"{self.endpoint.section}.base_url={self.endpoint.base_url} does not have {what} with "
-            f"{some(ticket.lines, 'request')} of {made} UTC ({self.wire.wire.words(error)}). Put "
+            f"{some(ticket.lines, 'request')} of {made} UTC ({said}). Put "
             f"the key that made it in {self.endpoint.key_variable}, or use {self.wire.live()} to "
             f"pay for these requests anew."
         )

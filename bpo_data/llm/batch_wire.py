@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from bpo_data.errors import UserError
 from bpo_data.llm.batch_lines import URL, Batch, batch_of
 from bpo_data.llm.endpoint import redact
-from bpo_data.llm.patience import Patience, asked_wait
+from bpo_data.llm.failures import Failed
+from bpo_data.llm.patience import Patience
 from bpo_data.llm.replies import shown
-from bpo_data.llm.transport import Wire, is_hopeless, no_server
+from bpo_data.llm.transport import Wire
 
 if TYPE_CHECKING:
     from tenacity import AsyncRetrying, RetryCallState
@@ -96,7 +97,7 @@ class BatchWire:
                     try:
                         found = await self.find(id, file, since)
                     except APIError as error:  # not a refusal to make it: that is still unsure
-                        raise Unclear(self.wire.words(error)) from error
+                        raise Unclear(self.wire.failed(error).words) from error
                     if found:
                         return found
                 try:
@@ -178,41 +179,43 @@ class BatchWire:
         )
 
     def passes(self, error: BaseException) -> bool:
-        return isinstance(error, Unclear) or self.patience.worth_another(error)
+        return isinstance(error, Unclear) or self.patience.worth_another(self.wire.failed(error))
 
     def enough(self, state: RetryCallState) -> bool:
         """Whether to give up; sooner on a server that is not there at all."""
-        error = state.outcome.exception() if state.outcome else None
         attempts = self.patience.attempts
-        nobody = no_server(error) and not self.answered
+        nobody = self.failed_in(state).nobody and not self.answered
         return state.attempt_number >= (min(3, attempts) if nobody else attempts)
 
     def pause(self, state: RetryCallState) -> float:
         """Seconds until the next attempt: as the server asks, or a doubling, and some chance."""
-        error = state.outcome.exception() if state.outcome else None
         own = self.patience.first_wait * 2 ** (state.attempt_number - 1)
         own = min(self.patience.longest_wait, own)
-        asked = asked_wait(error) if error else None
+        asked = self.failed_in(state).wait
         return own * random.uniform(0.5, 1) if asked is None else asked + own * random.random() / 2
 
     def tell(self, state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
         log.warning(
             "%s: batches: retrying after attempt %d of %d (%s)",
             *(self.wire.endpoint.base_url, state.attempt_number, self.patience.attempts),
-            self.wire.words(error) if error else "",
+            self.failed_in(state).words,
         )
+
+    def failed_in(self, state: RetryCallState) -> Failed:
+        """Why the last attempt got no answer."""
+        error = state.outcome.exception() if state.outcome else None
+        return self.wire.failed(error) if error else Failed()
 
     def fault(self, error: Exception) -> UserError:
         """Why a run cannot go on, and what to do."""
         url, section = self.wire.endpoint.base_url, self.wire.endpoint.section
-        status = getattr(error, "status_code", None)
-        if status in NO_BATCHES:
+        failed = self.wire.failed(error)
+        if failed.status in NO_BATCHES:
             return UserError(
-                f"{section}.base_url={url} has no batches ({status}: {self.wire.words(error)}). "
+                f"{section}.base_url={url} has no batches ({failed.status}: {failed.words}). "
                 f"Use {self.live()}."
             )
-        reply = self.wire.failure(error, 1, is_hopeless(error))  # it raises for a wrong key
+        reply = self.wire.failure(failed, 1, failed.hopeless)  # it raises for a wrong key
         return UserError(
             f"{section}.base_url={url} does not let batches go on: {reply.detail} Those under way "
             f"go on at the server; the same command collects them. Or use {self.live()}."

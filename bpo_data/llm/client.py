@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpo_data import stopping
+from bpo_data.engines.lines import Lines, OpenLines, no_lines
 from bpo_data.errors import UserError, some
 from bpo_data.llm.asker import Asker, watch
 from bpo_data.llm.endpoint import Endpoint
@@ -19,10 +20,10 @@ from bpo_data.llm.limits import Gate, Limits
 from bpo_data.llm.patience import Patience
 from bpo_data.llm.replies import FAILED, STATES, Reply
 from bpo_data.llm.requests import Askable, EmbeddingRequest, Parcel, Request, keyed, parcels
+from bpo_data.llm.senders import lines_for, open_wire, sending
 from bpo_data.llm.store import RequestStore
 from bpo_data.llm.syncing import Syncer
 from bpo_data.llm.till import Account
-from bpo_data.llm.transport import Wire, open_client
 from bpo_data.llm.turns import in_turn
 
 __all__ = [
@@ -60,13 +61,15 @@ def complete(
     on_done: OnDone | None = None,
     shown: Callable[[str], None] | None = None,
     max_failed: float = 1.0,
+    lines: OpenLines = no_lines,
 ) -> list[Reply]:
     """A reply for each (request, draw), in their order; equal pairs are asked once.
 
     Answers are in the store before they are returned or shown to ``on_done(index, reply,
     fresh)``; ``fresh`` is false for those that the store held before. Failures (states outside
     ``ANSWERED``) are returned but not stored, so a later run asks again. ``shown`` is told twice
-    a second what is under way. Raises UserError when there is no key, when the server refuses
+    a second what is under way. ``lines`` opens those to processes that send in place of this one.
+    Raises UserError when there is no key, when the server refuses
     every request alike (401, 403, 404, no quota), or as soon as more than the share
     ``max_failed`` (and more than ``EARLY``) has failed; what was answered until then, or until
     Ctrl-C, stays in the store.
@@ -76,9 +79,10 @@ def complete(
     if missing:
         refuse_batched(work, missing)
         key = endpoint.key()
+        senders = lines_for(missing, endpoint, lines)
         try:
             with asyncio.Runner(loop_factory=in_turn) as runner:
-                runner.run(ask(work, missing, key, limits, account, patience, shown))
+                runner.run(ask(work, missing, key, senders, limits, account, patience, shown))
         except asyncio.CancelledError:
             raise KeyboardInterrupt from None
     return [work.replies[index] for index in range(len(requests))]
@@ -139,6 +143,7 @@ async def ask(
     work: Work,
     missing: list[tuple[str, Askable, str]],
     key: str,
+    senders: Lines | None,
     limits: Limits,
     account: Account,
     patience: Patience,
@@ -148,10 +153,9 @@ async def ask(
     waiting = deque(missing)
     jobs: Iterator[Parcel] = iter(parcels(waiting.popleft() for _ in range(len(missing))))
     gate = Gate(limits, patience.first_wait, patience.longest_wait)
-    client = open_client(work.endpoint, key, patience.timeout)
-    wire = Wire(work.endpoint, key, patience.timeout, client)
+    own = open_wire(work.endpoint, key, patience.timeout)
     with Syncer(work.store) as syncer, stopping.cancels(this_task()), at_rest():
-        async with client:
+        async with own.client, sending(own, senders) as wire:
             asker = Asker(wire, gate, syncer, account, patience, work.settle, lambda: jump(waiting))
             watcher = asyncio.create_task(watch(asker, shown)) if shown else None
             try:

@@ -14,6 +14,7 @@ from typing import Any
 
 from bpo_data import disk
 from bpo_data.engines import Spread, directly
+from bpo_data.engines.lines import OpenLines, no_lines
 from bpo_data.errors import UserError, harmless_json, nearest, plain, some
 from bpo_data.llm import ledger
 from bpo_data.llm.batch import complete_batch
@@ -73,6 +74,9 @@ class Desk:
 
     spread: Spread = directly
     """Has rows made in parts, for models that run in process."""
+
+    lines: OpenLines = no_lines
+    """Opens lines to processes that send requests."""
 
     retry: Sequence[str] = ()
     """States of replies to ask for again, a round for each mention."""
@@ -199,7 +203,7 @@ class Desk:
             if self.mode == "batch":
                 return complete_batch(requests, store=store, **settings)
             limits = self.runtime.limits(endpoint.base_url)
-            return complete(requests, store=store, limits=limits, **settings)
+            return complete(requests, store=store, limits=limits, lines=self.lines, **settings)
 
     def show(self, status: str) -> None:
         """What is under way: to whoever watches, and in the log once a minute."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import random
-import time
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
+
+from bpo_data.llm.failures import BUSY, NO_MONEY, Failed
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
 
-BUSY = 429
 PASSING = frozenset({408, 409, BUSY})  # and every 5xx
-NO_MONEY = "insufficient_quota"  # the code of a 429 that no waiting ends
 
 
 @dataclass(frozen=True)
@@ -45,14 +43,12 @@ class Patience:
 
     def worth_another(self, error: BaseException) -> bool:
         """Whether the same request may well succeed later."""
-        import openai
-
-        if isinstance(error, TimeoutError | openai.APIConnectionError):
-            return True
-        if not isinstance(error, openai.APIStatusError) or error.code == NO_MONEY:
+        if not isinstance(error, Failed) or error.code == NO_MONEY:
             return False
-        passing = error.status_code in PASSING or error.status_code >= 500
-        return passing and (asked_wait(error) or 0) <= self.longest_asked
+        if error.status is None:
+            return error.lost
+        passing = error.status in PASSING or error.status >= 500
+        return passing and (error.wait or 0) <= self.longest_asked
 
     def wait(self, state: RetryCallState) -> float:
         """Seconds until the next attempt: what the server asks, or else our own doubling.
@@ -60,35 +56,16 @@ class Patience:
         Both carry chance, so that requests refused together do not come back together. After a
         429 it is 0: the gate of that server then waits for all.
         """
-        error = state.outcome.exception() if state.outcome else None
-        if is_busy(error):
+        failed = failed_in(state)
+        if failed.busy:
             return 0.0
         own: float = min(self.longest_wait, self.first_wait * 2 ** (state.attempt_number - 1))
-        asked = asked_wait(error) if error else None
-        if asked is None:
+        if failed.wait is None:
             return own * random.uniform(0.5, 1)
-        return asked + own * random.uniform(0, 0.5)
+        return failed.wait + own * random.uniform(0, 0.5)
 
 
-def is_busy(error: BaseException | None) -> bool:
-    """Whether the server refused because it has too many requests."""
-    return getattr(error, "status_code", None) == BUSY
-
-
-def asked_wait(error: BaseException) -> float | None:
-    """Seconds that the server's Retry-After asks for; None when it does not say."""
-    headers = getattr(getattr(error, "response", None), "headers", {})
-    text = str(headers.get("retry-after", "")).strip()
-    try:
-        if "retry-after-ms" in headers:
-            seconds = float(headers["retry-after-ms"]) / 1000
-        elif text.replace(".", "", 1).isdigit():
-            seconds = float(text)
-        else:
-            # From the server's own time: the clock here may be wrong by hours.
-            now = headers.get("date")
-            told = parsedate_to_datetime(now).timestamp() if now else time.time()
-            seconds = parsedate_to_datetime(text).timestamp() - told
-    except (ValueError, TypeError):
-        return None
-    return max(0.0, seconds) if seconds == seconds else None
+def failed_in(state: RetryCallState) -> Failed:
+    """Why the last attempt got no answer."""
+    error = state.outcome.exception() if state.outcome else None
+    return error if isinstance(error, Failed) else Failed()

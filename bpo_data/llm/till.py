@@ -14,11 +14,11 @@ from typing import TypeVar
 from bpo_data.budget import RUN
 from bpo_data.errors import UserError
 from bpo_data.llm import ledger
+from bpo_data.llm.failures import Failed
 from bpo_data.llm.prices import Price, Prices
 from bpo_data.llm.replies import Reply
 from bpo_data.llm.requests import Parcel
 from bpo_data.llm.store import RequestStore, Unwritable
-from bpo_data.llm.transport import never_sent
 
 log = logging.getLogger(__name__)
 
@@ -145,12 +145,11 @@ class Till:
         state = states.pop() if len(states) == 1 else "mixed"
         return ledger.Outcome(state, seconds, sent, written, usd)
 
-    def failed(self, parcel: Parcel, error: Exception, seconds: float) -> ledger.Outcome:
+    def failed(self, parcel: Parcel, failed: Failed, seconds: float) -> ledger.Outcome:
         """A refusal costs nothing, nor what was not sent; a time-out may have cost all it could."""
-        status = getattr(error, "status_code", None)
-        if status or never_sent(error):
+        if failed.status or failed.unsent:
             usd = 0.0 if self.account.prices.of(parcel.model) else None
-            state = f"http_{status}" if status else "no_reply"
+            state = f"http_{failed.status}" if failed.status else "no_reply"
             return ledger.Outcome(state, seconds, 0, 0, usd)
         return ledger.Outcome("no_reply", seconds)
 

@@ -7,24 +7,19 @@ import contextlib
 import importlib.util
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bpo_data.errors import UserError
 from bpo_data.llm.endpoint import Endpoint, redact
-from bpo_data.llm.patience import NO_MONEY, asked_wait
-from bpo_data.llm.replies import Reply, shown
-from bpo_data.llm.requests import Parcel
+from bpo_data.llm.failures import NO_MONEY, Failed, failure_of
+from bpo_data.llm.replies import Reply
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-HOPELESS = frozenset({401, 403, 404})  # whoever asks gets the same: the run cannot work
 CODES = {"context_length_exceeded": "too_long", "content_filter": "filtered"}
 
-NOT_CONNECTED = frozenset({"ConnectError", "ConnectTimeout", "ClientConnectorError"})
-"""What the transports call a connection that did not come about."""
 NOT_SO = frozenset({400, 413, 422})  # refusals of one body, as it is
 LONG = re.compile(r"context length|less than \d+ tokens")
 TOO_MUCH = re.compile(r"4(00|13|22): .*(token|length|too (long|large)|batch)", re.DOTALL | re.I)
@@ -39,53 +34,44 @@ class Wire:
     timeout: float
     client: AsyncOpenAI
 
-    async def send(self, parcel: Parcel) -> str:
-        """The body of a 2xx answer, without the key.
-
-        Raises openai.APIError, or TimeoutError after ``timeout`` seconds in all.
-        """
+    async def send(self, path: str, payload: dict[str, Any]) -> str:
+        """The body of a 2xx answer, without the key. Raises Failed, after ``timeout`` seconds in
+        all too."""
         import openai
 
         # Not ``chat.completions.create``: to transform what is already what is sent, and to make
         # objects of an answer that is kept as text, costs as much as the sending.
         kind = openai.HttpxBinaryResponseContent
-        # The client's own time-out is for each read: a slow drip would never end.
-        async with asyncio.timeout(self.timeout):
-            answer = await self.client.post(parcel.path, body=parcel.payload, cast_to=kind)
+        try:
+            # The client's own time-out is for each read: a slow drip would never end.
+            async with asyncio.timeout(self.timeout):
+                answer = await self.client.post(path, body=payload, cast_to=kind)
+        except (TimeoutError, openai.APIError) as error:
+            # `from None`: the library's exception holds the server's words, maybe with the key.
+            raise self.failed(error) from None
         return redact(answer.content.decode("utf-8-sig", "replace"), self.key)
 
-    def failure(self, error: Exception, attempts: int, hopeless: bool) -> Reply:
+    def failed(self, error: BaseException) -> Failed:
+        """Why a request got no answer, from an error of the client."""
+        return failure_of(error, self.key)
+
+    def failure(self, failed: Failed, attempts: int, hopeless: bool) -> Reply:
         """The state of a request that got no answer. Raises UserError when none can get one."""
-        words = self.words(error)
-        status = getattr(error, "status_code", None)
-        code = getattr(error, "code", None) or ""
+        words, status = failed.words, failed.status
         if hopeless:
             section, variable = self.endpoint.section, self.endpoint.key_variable
             unset = "" if os.environ.get(variable) else " (it is not set)"
             way_out = f"Check the key in {variable}{unset}, or change {section}.base_url."
             if status == 404:
                 way_out = f"Check {section}.base_url and the name of the model."
-            if code == NO_MONEY:
+            if failed.code == NO_MONEY:
                 way_out = f"Pay in with that vendor, or change {section}.base_url."
             words += "" if words.endswith((".", "!", "?")) else "."
-            # `from None`: the library's exception holds the server's words, maybe with the key.
             raise UserError(
                 f"{section}.base_url={self.endpoint.base_url} answered {status}: {words} {way_out}"
             ) from None
-        wait = asked_wait(error)
-        later = f" It asks to come back in {wait:,.0f} s." if wait else ""
-        return refused(status, code, words + later, attempts)
-
-    def words(self, error: BaseException) -> str:
-        """What the server said, or what went wrong on the way, on one line and without the key."""
-        body = getattr(error, "body", None)
-        if isinstance(body, Mapping) and isinstance(body.get("message"), str):
-            body = body["message"]
-        message = getattr(error, "message", "") or "Request timed out."
-        if no_server(error):
-            message = f"Connection error. {refused_by(error) or ''}"
-        said = str(body or message)
-        return shown(redact(said, self.key))
+        later = f" It asks to come back in {failed.wait:,.0f} s." if failed.wait else ""
+        return refused(status, failed.code, words + later, attempts)
 
 
 def open_client(endpoint: Endpoint, key: str, timeout: float) -> AsyncOpenAI:
@@ -122,38 +108,3 @@ def redacted(reply: Reply, key: str) -> Reply:
         finish=redact(reply.finish, key),
         detail=redact(reply.detail, key),
     )
-
-
-def is_hopeless(error: BaseException) -> bool:
-    """Whether every request would be answered like this one."""
-    no_money = getattr(error, "code", None) == NO_MONEY
-    return getattr(error, "status_code", None) in HOPELESS or no_money
-
-
-def no_server(error: BaseException | None) -> bool:
-    """Whether nobody took the connection, as against a server that is slow."""
-    import openai
-
-    if not isinstance(error, openai.APIConnectionError):
-        return False
-    return not isinstance(error, openai.APITimeoutError) or refused_by(error) is not None
-
-
-def never_sent(error: BaseException) -> bool:
-    """Whether no connection came about, so that nothing can have been asked."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if type(cause).__name__ in NOT_CONNECTED:
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
-
-
-def refused_by(error: BaseException) -> OSError | None:
-    """What the operating system said of the connection; aiohttp calls that a time-out too."""
-    cause = error.__cause__ or error.__context__
-    while cause is not None:
-        if isinstance(cause, OSError) and not isinstance(cause, TimeoutError):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return None

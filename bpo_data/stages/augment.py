@@ -276,7 +276,9 @@ def ask_server(
     new = [row for row in rows if not row["given"]]
     asked = requests_of(config, new)
     with draft.bar(len(asked), "replies") as bar:
-        desk = Desk("augment", runtime, config.mode, shown=bar.set_postfix_str)
+        desk = Desk(
+            *("augment", runtime, config.mode), shown=bar.set_postfix_str, lines=draft.lines
+        )
         replies = desk.complete(
             [(request, draw) for _, request, draw in asked],
             asked[0][0],

@@ -72,6 +72,7 @@ def run(draft: Draft, config: EmbedConfig, runtime: Runtime, *, prompts: pa.Tabl
             done=bar.update,
             shown=bar.set_postfix_str,
             spread=draft.in_parts,
+            lines=draft.lines,
         )
         matrix = config.embedder()(list(texts.values()), config.seed, desk)
     desk.tell()

@@ -145,7 +145,9 @@ def run(
     }
     known = [item for item in items_of(prompts, responses) if item.given is not None]
     with draft.bar(sum(2 * len(one.asked) for one in contests.values()), "verdicts") as bar:
-        desk = Desk("evaluate", runtime, config.mode, bar.update, bar.set_postfix_str)
+        desk = Desk(
+            *("evaluate", runtime, config.mode, bar.update, bar.set_postfix_str), lines=draft.lines
+        )
         judged = {name: one.judged(judge, known, desk) for name, one in contests.items()}
     desk.tell()
     first, *others = contests

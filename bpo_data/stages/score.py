@@ -139,6 +139,7 @@ def run(
             *("score", runtime, config.mode, bar.update),
             retry=config.retry,
             spread=draft.in_parts,
+            lines=draft.lines,
             shown=bar.set_postfix_str,
         )
         judgement = judge(items, known, desk)

@@ -2,13 +2,16 @@
 
   python -m tests.benchmarks.client                             # 40 at once: 200 a second
   python -m tests.benchmarks.client --at-once 8,16,40 --peers /path/to/their/bin/python
+  python -m tests.benchmarks.client --only ours,ours_processes,ours_ray --at-once 200
   python -m tests.benchmarks.client --replay 100000             # all of it from the store
 
 The server runs in a process of its own and takes ``--latency`` seconds for an answer of 256 tokens
 to a prompt of 1 KB. With C at once no client can pass C / latency requests a second; the ratio to
 that is shown, as median, least and largest over rounds in which all contenders take turns. Time
 goes from the server's first request to its last answer, so that nobody's start-up counts; CPU
-is that of the client's process from its first request on, its children's included.
+is that of the client's process from its first request on, its children's included, and ``own`` of
+that what ours takes without them: with senders, of an engine's processes or of Ray (whose
+processes are nobody's children), it is what bounds the whole.
 
 Peers are no dependencies. Install them in an environment of their own, and name its Python with
 ``--peers``: pip install bespokelabs-curator distilabel. What is missing is skipped.
@@ -27,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +41,15 @@ from tests.benchmarks.machine import processor_name
 ROOT = Path(__file__).parents[2]
 
 
-def ours(url: str, at_once: int, count: int) -> None:
-    """``complete`` with a fresh store on disk, as a stage calls it."""
+def ours(url: str, at_once: int, count: int, engine: str = "local") -> None:
+    """``complete`` with a fresh store on disk, as a stage calls it; two senders of an engine."""
+    from bpo_data.engines import engine_of
+    from bpo_data.engines.connecting import connected
     from bpo_data.llm.client import Endpoint, Limits, Request, complete
     from bpo_data.llm.store import RequestStore
+    from bpo_data.runtime import Runtime
+
+    runtime = Runtime(engine=engine, processes=0 if engine == "local" else 2, device="cpu")
 
     def request(number: int) -> tuple[Request, int]:
         said = [{"role": "user", "content": prompt(number)}]
@@ -50,9 +59,11 @@ def ours(url: str, at_once: int, count: int) -> None:
         how = {"endpoint": Endpoint(url), "store": store, "limits": Limits(at_once)}
         complete([request(-1)], **how)
         requests = [request(number) for number in range(count)]
-        before = used()
-        replies = complete(requests, **how)
-        report(before)
+        if engine == "ray":
+            connected(runtime)
+        before, own = used(), time.process_time()
+        replies = complete(requests, **how, lines=engine_of(runtime).lines)
+        report(before, own=time.process_time() - own)
         assert all(reply.state == "ok" for reply in replies)
 
 
@@ -131,6 +142,8 @@ def floor(url: str, at_once: int, count: int) -> None:
 
 OWN: dict[str, Callable[[str, int, int], None]] = {
     "ours": ours,
+    "ours_processes": partial(ours, engine="processes"),
+    "ours_ray": partial(ours, engine="ray"),
     "ours_no_aiohttp": ours_without_aiohttp,
     "floor": floor,
     "openai": bare,
@@ -184,7 +197,7 @@ def compare(asked: argparse.Namespace) -> None:
     load = f"load {os.getloadavg()[0]:.2f} at the start"
     print(f"{processor_name()}, {os.cpu_count()} cores, {load}; latency {asked.latency} s")
     print(f"{'at once':>7}  {'contender':16}{'ratio':>7}{'[least, largest]':>18}", end="")
-    print(f"{'a second':>10}{'CPU ms':>8}{'at once':>9}")
+    print(f"{'a second':>10}{'CPU ms':>8}{'own':>8}{'at once':>9}")
     with serving(asked.latency) as (url, figures):
         for at_once in asked.at_once:
             count = round(at_once / asked.latency * asked.seconds)
@@ -208,12 +221,14 @@ def print_row(at_once: int, name: str, rounds: list[dict[str, float]], most: flo
     speeds = [row["requests"] / row["seconds"] for row in rounds]
     ratios = [speed / most for speed in speeds]
     cpu = statistics.median(1000 * row["cpu"] / row["requests"] for row in rounds)
+    own = [1000 * row["own"] / row["requests"] for row in rounds if "own" in row]
+    shown = f"{statistics.median(own):8.2f}" if own else f"{'':8}"
     span = f"[{min(ratios):.3f}, {max(ratios):.3f}]"
     middle = statistics.median(ratios)
     seen = max(row["most_at_once"] for row in rounds)
     print(
         f"{at_once:7}  {name:16}{middle:7.3f}{span:>18}{statistics.median(speeds):10.1f}"
-        f"{cpu:8.2f}{seen:9.0f}",
+        f"{cpu:8.2f}{shown}{seen:9.0f}",
         flush=True,
     )
 

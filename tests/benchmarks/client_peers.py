@@ -30,8 +30,8 @@ def used() -> float:
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
-def report(before: float) -> None:
-    print(json.dumps({"cpu": used() - before}), flush=True)
+def report(before: float, **more: float) -> None:
+    print(json.dumps({"cpu": used() - before, **more}), flush=True)
 
 
 def curator(url: str, at_once: int, count: int) -> None:
