@@ -14,10 +14,11 @@ import pytest
 from helpers import TINY
 
 from bpo_data import disk
-from bpo_data.artifacts import Artifact, Draft, Pulse
+from bpo_data.artifacts import Artifact, Draft
 from bpo_data.engines import Job, at
 from bpo_data.errors import UserError
 from bpo_data.pipelines.run import main
+from bpo_data.pulse import Pulse
 from bpo_data.shelf import Shelf
 from bpo_data.tables import ID, columns
 from bpo_data.work import Work, difference
