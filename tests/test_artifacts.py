@@ -407,7 +407,7 @@ def test_facts_that_change_alone_make_again_what_shows_them():
 
 def test_a_log_hears_of_progress_once_a_minute(monkeypatch, caplog):
     clock = iter([0.0, 10.0, 61.0, 62.0, 200.0])
-    monkeypatch.setattr("bpo_data.artifacts.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("bpo_data.pulse.time.monotonic", lambda: next(clock))
     caplog.set_level("INFO", logger="bpo_data")
     with Pulse("gradients", 4_357, "rows") as bar:
         for count in (100, 500, 500, 1_000):
