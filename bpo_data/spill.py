@@ -27,7 +27,7 @@ SIZES = struct.Struct("<QQ")
 
 @cache
 def codec() -> pa.Codec:
-    """Quick rather than thorough: texts come to a third."""
+    """Quick rather than thorough: rows of texts come to less than half."""
     return pa.Codec("zstd", compression_level=1)
 
 

@@ -126,5 +126,6 @@ def batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER) as file:
-        for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-            yield pa.Table.from_batches([batch])
+        for group in range(file.num_row_groups):  # one reader for all keeps some of each
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
+                yield pa.Table.from_batches([batch])

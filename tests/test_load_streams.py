@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import signal
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
@@ -18,8 +21,6 @@ import pyarrow.parquet as pq
 import pytest
 from forking import fork
 from helpers import environment, run
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bpo_data import lots, streaming
 from bpo_data.artifacts import Draft
@@ -29,42 +30,49 @@ from bpo_data.errors import UserError
 from bpo_data.runtime import Runtime
 from bpo_data.spill import Spill
 from bpo_data.stages import load
-from bpo_data.tables import lot, prompt_id
+from bpo_data.tables import Message, lot, prompt_id
 
-WORDS = st.sampled_from(["a", "b", "é\u2028", '"\n', ""])
-GIVENS = st.builds(
-    Given,
-    text=WORDS,
-    author=st.sampled_from(["m", "n"]),
-    score=st.sampled_from([None, -1.0, 0.1, 2.5]),
-    criteria=st.sampled_from([(), (("kind", 1.5),), (("brief", 0.1), ("kind", 2.0))]),
-    rationale=st.sampled_from(["", "", "so"]),
-)
-PLAIN = st.builds(Given, text=WORDS, author=st.sampled_from(["m", "n"]))
-TURNS = st.tuples(st.sampled_from(["system", "user"]), st.sampled_from("abcdefgh"))
+PROMPTS: list[tuple[Message, ...]] = [
+    ({"role": "system", "content": "a"}, {"role": "user", "content": "b"}),
+    *(({"role": "user", "content": letter},) for letter in "abcdefghijk"),
+]
+WORDS = ["a", "b", "é\u2028", '"\n', ""]
 
 
-@st.composite
-def sources(draw: st.DrawFn) -> list[Row | Rejected]:
-    """Rows in which prompts and responses repeat, some set aside, seldom with splits."""
-    said = draw(st.sampled_from([[None], [None], [None, "pool"], ["", "pool", "test", "dev"]]))
-    own = draw(st.sampled_from([GIVENS, PLAIN]))
-    row = st.builds(
-        Row,
-        prompt=st.lists(TURNS, min_size=1, max_size=2).map(
-            lambda turns: tuple({"role": role, "content": text} for role, text in turns)
-        ),
-        given=st.lists(own, max_size=3).map(tuple),
-        origin=st.integers(0, 30).map("a:{}".format),
-        topic=st.sampled_from([None, "t", "u"]),
-        reference=st.sampled_from([None, "r"]),
-        split=st.sampled_from(said),
-        notices=st.sampled_from([(), ("hh_text",), ("hh_text", "huge_text")]),
-    )
-    bad = st.builds(
-        Rejected, WORDS, st.sampled_from(["x", "y", "z", "w"]), st.just("why"), st.binary()
-    )
-    return draw(st.lists(st.one_of(row, row, row, bad), max_size=40))
+def some_rows(draw: random.Random) -> list[Row | Rejected]:
+    """Rows in which prompts and responses repeat, some set aside; some sources name splits, and
+    few of them more than one of a prompt, or one that there is not."""
+    prompts = PROMPTS[: draw.choice([1, 4, 12])]
+    words = draw.choice([[None], [None], ["seed", "pool", "test"], [None, "pool", "test"]])
+    said = {str(prompt): draw.choice(words) for prompt in prompts}
+    wrong, rated = draw.choice([0, 0, 0.1]), draw.choice([0, 0.05, 0.5])
+
+    def response() -> Given:
+        own = draw.random() < rated
+        return Given(
+            draw.choice(WORDS),
+            draw.choice("mn"),
+            draw.choice([None, -1.0, 0.1, 2.5]),
+            draw.choice([(), (("kind", 1.5),), (("brief", 0.1), ("kind", 2.0))]) if own else (),
+            draw.choice(["", "so"]) if own else "",
+        )
+
+    def row() -> Row | Rejected:
+        origin, prompt = f"a:{draw.randrange(10)}", draw.choice(prompts)
+        if draw.random() < 0.2:
+            return Rejected(origin, draw.choice("xyzw"), draw.choice(WORDS), draw.randbytes(9))
+        split = draw.choice([said[str(prompt)], None, ""])
+        return Row(
+            prompt,
+            tuple(response() for _ in range(draw.randrange(4))),
+            origin,
+            topic=draw.choice([None, "t", "u"]),
+            reference=draw.choice([None, "r"]),
+            split=draw.choice(["dev", "seed"]) if draw.random() < wrong else split,
+            notices=draw.choice([(), ("hh_text",), ("hh_text", "huge_text")]),
+        )
+
+    return [row() for _ in range(draw.choice([0, 1, 10, 40]))]
 
 
 @dataclass
@@ -187,19 +195,20 @@ def little(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("little")
-@settings(max_examples=60, deadline=None)
-@given(
-    rows=sources(),
-    limit=st.sampled_from([0, 0, 1, 3, 5, 100]),
-    test=st.sampled_from([0, 0.1, 0.5]),
-    seeds=st.sampled_from([0, 0.3]),
-    seed=st.integers(0, 3),
-)
-def test_what_streams_through_is_what_grouping_all_rows_gives(
-    tmp_path_factory, rows, limit, test, seeds, seed
-):
-    folder = tmp_path_factory.mktemp("made")
-    config = Config(test_share=test, seed_share=seeds, limit=limit, seed=seed, at_hand=rows)
+@pytest.mark.parametrize("start", range(0, 200, 50))
+def test_what_streams_through_is_what_grouping_all_rows_gives(tmp_path, start):
+    for number in range(start, start + 50):
+        check(tmp_path / str(number), random.Random(number))
+
+
+def check(folder: Path, draw: random.Random) -> None:
+    config = Config(
+        test_share=draw.choice([0, 0.1, 0.5]),
+        seed_share=draw.choice([0, 0.4]),
+        limit=draw.choice([0, 0, 1, 3, 6, 100]),
+        seed=draw.randrange(5),
+        at_hand=some_rows(draw),
+    )
     try:
         table, rated, facts = in_memory(config)
     except UserError as wanted:
@@ -211,7 +220,7 @@ def test_what_streams_through_is_what_grouping_all_rows_gives(
     if rated:
         schema = schema.set(2, schema.field(2).with_type(pooling.RATED))
     assert (folder / "prompts.parquet").read_bytes() == written(table, schema)
-    bad = [vars(row) for row in rows if isinstance(row, Rejected)]
+    bad = [vars(row) for row in config.at_hand if isinstance(row, Rejected)]
     assert (folder / "rejected.parquet").read_bytes() == written(bad, load.REJECTED)
     assert {name: draft.facts[name] for name in facts} == facts
     assert list(draft.facts["rejected_by_reason"]) == list(facts["rejected_by_reason"])
@@ -307,3 +316,50 @@ def test_load_that_is_stopped_or_killed_ends_like_an_unbroken_one_when_run_again
         assert process.returncode == -signal.SIGKILL
         assert any(partial_folder.glob(".scratch/rows/*")), "nothing was on disk yet"
     assert made("broken") == made("unbroken")
+
+
+PEAK = """
+import resource, sys
+from bpo_data.pipelines.run import main
+
+status = main(sys.argv[1:])
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(status)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_peak_memory_of_a_fourfold_source_is_that_of_the_source(tmp_path, ending):
+    """Beyond the rows that fill every bound: ids, a group of rows, what is held before the disk."""
+    words = "how often does the tall ship carry apples past the old lighthouse "
+    peaks = []
+    for count in (80_000, 320_000):
+        path = tmp_path / f"{count}.{ending}"
+        made = (
+            {
+                "id": f"row {n}",
+                "prompt": f"{words * 3}{n}?",
+                "chosen": f"{words[n % 60 :] * 2}{n}",
+                "rejected": f"{words[n % 50 :] * 3}{n}" if n % 50 else "",
+            }
+            for n in range(count)
+        )
+        if ending == "jsonl":
+            with open(path, "w") as file:
+                file.writelines(json.dumps(one) + "\n" for one in made)
+        else:
+            pq.write_table(pa.Table.from_pylist(list(made)), path)
+        arguments = ("recipe=own_data", "stage=load", f"load.path={path}")
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, *arguments, f"runtime.folder={tmp_path}/{count}"],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "rows set aside" in done.stderr
+        peaks.append(int(done.stdout.split("peak")[-1]))
+    print(f"{ending}: {peaks[0] / 1024:,.0f} and {peaks[1] / 1024:,.0f} MiB")
+    assert peaks[1] < 1.2 * peaks[0], peaks

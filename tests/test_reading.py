@@ -362,3 +362,23 @@ def test_a_criterion_whose_name_no_table_can_carry_is_set_aside(tmp_path: Path, 
     (row,) = read(str(tmp_path / "rows.jsonl"), Columns())
     assert isinstance(row, Rejected)
     assert row.reason in ("lone_surrogate", "control_character")
+
+
+def test_memory_does_not_grow_with_the_row_groups_of_parquet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bpo_data.components.reading.parquet.AT_LEAST", 500)
+    peaks = []
+    for groups in (4, 16):
+        path = tmp_path / f"{groups}.parquet"
+        table = pa.table({"prompt": [f"{n} " * 300 for n in range(500)]})
+        with pq.ParquetWriter(path, table.schema, compression="none", use_dictionary=False) as file:
+            for _ in range(groups):
+                file.write_table(table)
+        before, most = pa.total_allocated_bytes(), 0
+        for number, _ in enumerate(read(str(path), Columns())):
+            if number % 100 == 0:
+                most = max(most, pa.total_allocated_bytes() - before)
+        assert number == groups * 500 - 1
+        peaks.append(most)
+    assert peaks[1] < 1.5 * peaks[0], peaks

@@ -17,6 +17,9 @@ from bpo_data.components.reading.records import Record, check_names
 
 BATCH = 256
 """Rows turned into Python objects at a time."""
+AT_LEAST = 2**14
+"""Rows of the row groups that one reader is made for: a reader for each of very small ones is slow.
+"""
 
 
 def parquet_shape(path: Path) -> tuple[pa.Schema, int]:
@@ -55,7 +58,7 @@ def parquet_records(path: Path, gigabytes: float) -> Iterator[Record]:
     with _parquet(path) as file:
         promised = file.metadata
         _check_promise(unpacked, promised)
-        batches = file.iter_batches(BATCH, use_threads=False)
+        batches = _batches(file)
         while True:
             with bounds.memory(bounds.AT_ONCE):
                 batch = next(batches, None)
@@ -73,6 +76,18 @@ def parquet_records(path: Path, gigabytes: float) -> Iterator[Record]:
             f"not a whole Parquet file ({number:,} rows where {promised.num_rows:,} are promised). "
             f"Write or fetch it again.",
         )
+
+
+def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    """Some row groups at a time: one reader for all of them keeps what it has read of each."""
+    groups: list[int] = []
+    rows = 0
+    for group in range(file.num_row_groups):
+        groups.append(group)
+        rows += file.metadata.row_group(group).num_rows
+        if rows >= AT_LEAST or group == file.num_row_groups - 1:
+            yield from file.iter_batches(BATCH, row_groups=groups, use_threads=False)
+            groups, rows = [], 0
 
 
 def _check_promise(unpacked: Unpacked, promised: pq.FileMetaData) -> None:
