@@ -252,16 +252,20 @@ def test_what_was_measured_of_other_responses_is_refused(tmp_path, qwen):
 
 
 MEASURE = """
-import resource, sys
+import sys
 sys.path.insert(0, "tests")
 from pathlib import Path
+from bpo_data import streaming
+from bpo_data.components.exporters import shuffling
 from stored import SCHEMAS, finished
+streaming.GROUP_BYTES, shuffling.HELD = 2**22, 512  # full at either size
 from test_export_streams import ExportConfig, SimpleNamespace, exported
 folder, formats = Path(sys.argv[1]), sys.argv[2].split()
 inputs = {name: finished(folder / name, name) for name in SCHEMAS}
 inputs["policy"] = SimpleNamespace(folder=folder / "policy")
 exported(folder / "out", inputs, ExportConfig(formats=formats))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+(line,) = [one for one in Path("/proc/self/status").open() if one.startswith("VmHWM")]
+print(int(line.split()[1]) // 1024)  # getrusage would tell of the parent before the fork
 """
 
 
@@ -277,9 +281,9 @@ def peak(folder: Path, formats: list[str]) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("formats", [[], ["openrlhf", "axolotl", "kto", "listwise"]])
 def test_memory_does_not_grow_with_rows(tmp_path, qwen, formats):
-    """32,000 responses against 8,000: what is read or written at once is the same."""
+    """40,000 responses against 8,000: what is read or written at once is the same."""
     peaks = []
-    for prompts in (1000, 4000):
+    for prompts in (1000, 5000):
         stored(tmp_path / str(prompts), qwen, prompts)
         peaks.append(peak(tmp_path / str(prompts), formats))
-    assert peaks[1] < peaks[0] + 60, peaks
+    assert peaks[1] < 1.1 * peaks[0], peaks
