@@ -14,7 +14,7 @@ from pathlib import Path
 import forking
 import pytest
 
-from bpo_data.engines.connecting import own_folder
+from bpo_data.engines import connecting
 
 MARK = "BPO_TEST_MARK"
 """In the environment of whatever these runs start, their workers and Ray among them."""
@@ -58,10 +58,11 @@ class Marked:
         """Temporary ones, when the folders of killed Rays went as they do where one starts."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tempfile, "tempdir", str(self.temporary))
-            folder, lock = own_folder()
+            patch.setattr(connecting, "UNLOCKED", 0.0)
+            folder, lock = connecting.own_folder()
         shutil.rmtree(folder)
         lock.close()
-        return {path.name for path in self.temporary.iterdir()}
+        return {str(path) for path in self.temporary.rglob("*")}
 
 
 @contextmanager

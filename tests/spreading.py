@@ -166,7 +166,8 @@ class Spreading(Killer):
         self.keep(quiet=True)
         assert self.last < self.whole.longest
         self.agents = self.marked.wait()
-        assert self.marked.files() == set()
+        left = self.marked.files()
+        assert not left, left
         for path in (self.pipeline.folder / ".locks").iterdir():
             with open(path) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where it is held

@@ -328,6 +328,11 @@ def test_folders_of_killed_processes_go_and_those_in_use_stay(tmp_path, monkeypa
     lock.close()  # as when its process ends, however that was
     third, last = connecting.own_folder()
     assert {second, third} == set(tmp_path.iterdir())
+    (tmp_path / f"{connecting.PREFIX}rest").mkdir()  # its lock went, and it did not
+    monkeypatch.setattr(connecting, "UNLOCKED", 0.0)
+    fourth, more = connecting.own_folder()
+    assert {second, third, fourth} == set(tmp_path.iterdir())
+    more.close()
     other.close()
     last.close()
 

@@ -16,12 +16,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from bpo_data import stopping
+from bpo_data import ages, stopping
 from bpo_data.errors import UserError, plain
 from bpo_data.runtime import Runtime
 
 PREFIX, LOCK = "bpo-ray-", "in-use"
 """Names of the folder of a Ray that is started here, and of the file in it that is locked."""
+UNLOCKED = 60.0
+"""Seconds after which a folder that has no lock will not get one any more."""
 ANSWER = 10.0
 """Seconds that a cluster's head is given to take a connection."""
 
@@ -98,11 +100,17 @@ def start(ray: Any, runtime: Runtime) -> None:
 
 def own_folder() -> tuple[Path, IO[str]]:
     """(a new folder for Ray's sockets and logs, the lock that tells it is in use); folders of
-    processes that were killed go."""
+    processes that were killed go.
+
+    Ray's agents outlive its head by a minute, and may write to a folder while it goes: what was
+    left of it then has no lock.
+    """
     for old in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with suppress(OSError), open(old / LOCK) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):
+            made_now = ages.age(old.stat().st_mtime) < UNLOCKED
+            with open(old / LOCK, "r" if made_now else "a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(old, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     lock = open(folder / LOCK, "w")  # noqa: SIM115  (held until the process ends)
     fcntl.flock(lock, fcntl.LOCK_EX)
