@@ -160,6 +160,7 @@ def draw_small_gradients(draft: Draft, rows: int) -> None:
     """Gradients of all responses that there are, few numbers each."""
     random = np.random.default_rng(3)
     names = draft.inputs["responses"].table(["response_id"])["response_id"].to_pylist()
+    draft.facts |= {"tokens": 200 * len(names), "dim": SMALL, "set_aside": {}}
     for number, start in enumerate(range(0, len(names), gradients.PART_ROWS)):
         some = names[start : start + gradients.PART_ROWS]
         made = random.standard_normal((len(some), SMALL), dtype=np.float32)
