@@ -35,12 +35,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import scale_figure
+from tests.benchmarks import scale_figure, scale_plan
 from tests.benchmarks.machine import processor_name
 
 ROOT = Path(__file__).parents[2]
-MARKS = ("<!-- scale -->", "<!-- end of scale -->")
-"""Between them stands the table in BENCHMARKS.md."""
 SAMPLE = 50_000
 """Pairs that clusters are fitted on, where they are not fitted on all."""
 
@@ -107,7 +105,8 @@ def main(arguments: Sequence[str]) -> int:
     if asked.figure:
         scale_figure.draw(measured["rows"], CASES, Path(asked.figure))
     if asked.into:
-        put_into(Path(asked.into), table)
+        put_into(Path(asked.into), "scale", table)
+        put_into(Path(asked.into), "plan", scale_plan.table(measured["rows"]))
     return 0
 
 
@@ -130,7 +129,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--json", default="", metavar="FILE", help="figures are kept there")
     parser.add_argument("--figure", default="", metavar="FILE", help="an .svg or .png of them")
-    parser.add_argument("--into", default="", metavar="FILE", help="Markdown that has the table")
+    parser.add_argument("--into", default="", metavar="FILE", help="a page that has the tables")
     parser.add_argument("--folder", default="", help="where runs folders are made (a new one)")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
@@ -202,7 +201,7 @@ def measured(run: Any) -> dict[str, Any]:
     Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
     run.bring(run.steps[-1])
     wall, cpu = time.perf_counter() - began, time.process_time() - spent
-    artifact = run.made[run.steps[-1].key]
+    artifact, store = run.made[run.steps[-1].key], run.runtime.store_file()
     assert [row["verb"] for row in run.voice.answer["stages"]][-1] == "made"
     return {
         "wall": round(wall, 3),
@@ -210,6 +209,7 @@ def measured(run: Any) -> dict[str, Any]:
         "memory": resident("VmHWM") - before,
         "peak": resident("VmHWM"),
         "bytes": artifact.size,
+        "store": store.stat().st_size if store.exists() else 0,
         "load": round(os.getloadavg()[0], 2),
         "digest": artifact.digest[:12],
     }
@@ -236,13 +236,14 @@ def merged(old: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any
     return sorted(rows.values(), key=lambda row: (order.index(row["case"]), row["rows"]))
 
 
-def put_into(path: Path, table: str) -> None:
-    """Replace what stands between the marks of a page. Raises ValueError where it has none."""
-    before, _, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
-    _, mark, after = rest.partition(MARKS[1])
+def put_into(path: Path, name: str, table: str) -> None:
+    """Replace what stands between two marks of a page. Raises ValueError where it has none."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, mark, after = rest.partition(end)
     if not mark:
-        raise ValueError(f"{path} has no {MARKS[0]} and {MARKS[1]}")
-    path.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}", encoding="utf-8")
+        raise ValueError(f"{path} lacks the marks {begin.strip()} and {end.strip()}")
+    path.write_text(f"{before}{begin}{table}\n{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
