@@ -51,12 +51,12 @@ def test_what_is_measured_stands_in_the_page_and_in_the_figure(rows, tmp_path):
 
 
 def test_the_plan_multiplies_what_the_largest_size_took():
-    figures = {"case": "pair", "cpu": 3.6, "memory": 2_000_000, "bytes": 500, "store": 7}
+    figures = {"case": "pair", "cpu": 3.6, "memory": 2_400_000, "bytes": 500, "store": 7}
     small = figures | {"rows": 10, "cpu": 100.0}
     line = next(
         line
         for line in scale_plan.lines([figures | {"rows": 8_000}, small])
         if line.startswith("| `pair`")
     )
-    # 80 million responses are 10,000 times as many: 10 hours, 20 GB, 1 GB in each of 20 shards.
-    assert line == "| `pair` | 80 | 10 | 20 | 1.0 | < 0.1 |  |"
+    # 80 million responses are 10,000 times as many: 10 hours, 24 GB, 1 GB in each of 24 slices.
+    assert line == "| `pair` | 80 | 10 | 24 | 1.0 | < 0.1 |  |"

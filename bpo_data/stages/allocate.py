@@ -19,12 +19,10 @@ from bpo_data.components.embedders import TfidfSvd, unit
 from bpo_data.errors import UserError
 from bpo_data.llm.desk import Desk
 from bpo_data.runtime import Runtime
-from bpo_data.stages.cluster import ClusterConfig, gradients_of
+from bpo_data.stages.cluster import ClusterConfig, directions_of
 from bpo_data.tables import ID, columns, lookup, matrix, maybe
 
 VERSION = 1
-BLOCK = 8192
-"""Pairs whose gradients are combined at once."""
 
 
 @dataclass
@@ -195,12 +193,11 @@ def unit_gradients(draft: Draft, pairs: pa.Table) -> np.ndarray:
     """The directions that were clustered, (n, d) float32: of the cluster stage's loss and beta."""
     config = ClusterConfig(**draft.inputs["clusters"].manifest["settings"])
     gradients = draft.inputs["gradients"].table()
-    dim = gradients.schema.field("gradient").type.list_size
-    rows = np.empty((pairs.num_rows, dim), dtype=np.float32)
-    for start in range(0, len(rows), BLOCK):
-        some, _ = gradients_of(pairs.slice(start, BLOCK), gradients, config)
-        rows[start : start + BLOCK] = unit(some)
-    return rows
+
+    def rows_of(names: pa.ChunkedArray) -> pa.Table:
+        return lookup(gradients, "response_id", names.unique())
+
+    return directions_of(pairs, rows_of, config).directions
 
 
 def text_vectors(draft: Draft, runtime: Runtime, pairs: pa.Table) -> np.ndarray:

@@ -15,8 +15,9 @@ Sizes are prompts of shared/data/prompts_50k.parquet (load, embed, select), made
 eight a prompt, of 120 words (load_rated, score, score_given, pair, export), and made-up pairs with
 1,024 float16 numbers a response and as many pairs as responses (cluster, allocate). ``score``
 plays a rubric judge's replies back from the request store. The pairs of the largest size take
-2.2 GB of disk; what is made for a size is removed when its cases are done. With ``--json`` what
-an earlier call measured stays in the file, and the table and the figure show it too.
+2.2 GB of disk; what is made for a size is removed when its cases are done. With ``--json`` what an
+earlier call measured stays in the file, and tables and figure show it too; ``--only ''`` measures
+nothing and shows that alone.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-PROMPTS, DEPTH, PAIRS, SHARDS = 10_000_000, 8, 4, 20
+PROMPTS, DEPTH, PAIRS, SHARDS = 10_000_000, 8, 4, 24
 """Prompts, responses and pairs of each, and slices of the prompts that are run apart."""
 GPUS, SPEED, WRITING = 64, 200e12, 12_500
 """GPUs; floating-point operations a second of each on a model's passes; tokens a second of each on
