@@ -41,7 +41,7 @@ def test_what_is_measured_stands_in_the_page_and_in_the_figure(rows, tmp_path):
     scale.put_into(page, "plan", scale_plan.table(rows))
     text = page.read_text()
     assert "old" not in text
-    assert text.startswith("before\n<!-- scale -->\n| stage |")
+    assert text.startswith("before\n<!-- scale -->\n| case |")
     assert text.endswith("\n<!-- end of plan -->\nafter\n")
     assert f"| 88 | {rows[0]['wall']:,.1f} | {rows[0]['cpu']:,.1f} |" in text
     scale_figure.draw(rows, scale.CASES, figure)

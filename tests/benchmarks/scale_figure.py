@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from tests.benchmarks.scale import Case
 
 Rows = Sequence[Mapping[str, Any]]
@@ -40,12 +42,12 @@ def table(rows: Rows, cases: Mapping[str, Case]) -> str:
 
 
 def lines(rows: Rows, cases: Mapping[str, Case]) -> Iterator[str]:
-    yield "| stage | rows | seconds | of processor | µs a row | memory, MB | bytes a row |"
+    yield "| case | rows | seconds | of processor | µs a row | memory, MB | bytes a row |"
     yield "|---|--:|--:|--:|--:|--:|--:|"
     for name, case in cases.items():
         own = [row for row in rows if row["case"] == name]
         for place, row in enumerate(own):
-            what = f"`{case.stage}`: {case.words}" if not place else ""
+            what = "" if place else f"`{name}`: {case.words}"
             yield (
                 f"| {what} | {row['rows']:,} | {row['wall']:,.1f} | {row['cpu']:,.1f} "
                 f"| {1e6 * row['cpu'] / row['rows']:,.0f} | {row['memory'] / 1e6:,.0f} "
@@ -64,24 +66,36 @@ def draw(rows: Rows, cases: Mapping[str, Case], path: Path) -> None:
 
         figure = Figure(figsize=(10, 6), layout="constrained")
         axes = figure.subplots(len(FIGURES), len(PANELS), sharex="col", sharey="row")
-        for down, (key, (label, unit)) in enumerate(FIGURES.items()):
-            for across, (world, what) in enumerate(PANELS.items()):
-                panel = axes[down, across]
-                names = [name for name, case in cases.items() if case.world == world]
-                for place, name in enumerate(names):
-                    own = [row for row in rows if row["case"] == name]
-                    panel.loglog(
-                        [row["rows"] for row in own],
-                        [unit * max(row[key], LEAST[key]) / row["rows"] for row in own],
-                        marker=MARKERS[place % len(MARKERS)],
-                        label=name,
-                    )
-                panel.grid(True, which="major", alpha=0.3)
-                if not across:
-                    panel.set_ylabel(label)
-                if down:
-                    panel.set_xlabel(what)
-                else:
-                    panel.legend(frameon=False, fontsize=8)
+        for down, key in enumerate(FIGURES):
+            for across, world in enumerate(PANELS):
+                own = {name: case for name, case in cases.items() if case.world == world}
+                fill(axes[down, across], rows, own, key)
+            axes[down, 0].set_ylabel(FIGURES[key][0])
+        for across, what in enumerate(PANELS.values()):
+            axes[-1, across].set_xlabel(what)
+            axes[0, across].legend(frameon=False, fontsize=8)
         svg = path.suffix == ".svg"
         figure.savefig(path, dpi=RESOLUTION, metadata={"Date" if svg else "Software": None})
+
+
+def fill(axes: Axes, rows: Rows, names: Iterable[str], key: str) -> None:
+    """A line for each case, with the sizes and powers of ten as plain numbers on the axes."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    unit, sizes = FIGURES[key][1], set()
+    for name, marker in zip(names, MARKERS, strict=False):
+        own = [row for row in rows if row["case"] == name]
+        sizes |= {row["rows"] for row in own}
+        values = [unit * max(row[key], LEAST[key]) / row["rows"] for row in own]
+        axes.loglog([row["rows"] for row in own], values, marker=marker, label=name)
+    axes.grid(True, which="major", alpha=0.3)
+    axes.set_xticks(sorted(sizes), [in_short(size) for size in sorted(sizes)])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def in_short(size: int) -> str:
+    """``10k``, ``1M``."""
+    million = size >= 1_000_000
+    return f"{size / 1e6:g}M" if million else f"{size / 1e3:g}k" if size >= 1000 else str(size)
