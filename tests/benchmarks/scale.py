@@ -207,7 +207,7 @@ def measured(run: Any) -> dict[str, Any]:
     return {
         "wall": round(wall, 3),
         "cpu": round(cpu, 3),
-        "memory": resident("VmHWM") - before,
+        "memory": max(0, resident("VmHWM") - before),
         "peak": resident("VmHWM"),
         "bytes": artifact.size,
         "store": store.stat().st_size if store.exists() else 0,

@@ -60,7 +60,7 @@ def plan() -> list[Line]:
 
 
 def table(rows: Rows) -> str:
-    """The plan in Markdown, with the figures measured at each case's largest size."""
+    """The plan in Markdown, from the figures measured at each case's two largest sizes."""
     return "\n".join(lines(rows))
 
 
@@ -75,20 +75,29 @@ def lines(rows: Rows) -> Iterator[str]:
         cpu = memory = 0.0
         disk = line.disk
         if own:
-            largest = max(own, key=lambda row: row["rows"])
-            times = line.rows / largest["rows"]
-            cpu, memory = largest["cpu"] * times, largest["memory"] * times
-            disk = (largest["bytes"] + largest["store"] * bool(line.requests)) * times
+            cpu, memory = (at(own, key, line.rows) for key in ("cpu", "memory"))
+            disk = at(own, "bytes", line.rows)
+            disk += at(own, "store", line.rows) if line.requests else 0
         cpu += line.requests * REQUEST
         cells = [
             f"{line.rows / 1e6:,.0f}",
             shown(cpu / 3600),
             shown(memory / 1e9),
-            shown(memory / 1e9 / SHARDS),
+            shown(at(own, "memory", line.rows // SHARDS) / 1e9),
             shown(disk / 1e9),
             shown(line.gpu / GPUS / 3600),
         ]
         yield f"| `{line.stage}` | {' | '.join(cells)} |"
+
+
+def at(rows: Rows, key: str, count: int) -> float:
+    """A figure at ``count`` rows, on the line through the two largest sizes; through 0 and the one
+    there is where there are not two. It never falls below that of the largest size."""
+    if not rows:
+        return 0.0
+    before, last = ([{"rows": 0, key: 0}, *sorted(rows, key=lambda row: row["rows"])])[-2:]
+    slope = (last[key] - before[key]) / (last["rows"] - before["rows"])
+    return float(last[key] + max(0.0, slope) * (count - last["rows"]))
 
 
 def shown(value: float) -> str:
