@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -12,7 +13,6 @@ import pyarrow as pa
 
 from bpo_data import disk
 from bpo_data.artifacts import Artifact
-from bpo_data.components.embedders import unit
 from bpo_data.engines import Make, Place
 from bpo_data.tables import lookup, lot
 
@@ -37,22 +37,29 @@ class GradientRows:
     def __init__(self, folder: Path, files: tuple[str, ...]) -> None:
         import pyarrow.parquet as pq
 
-        self.paths = [folder / file for file in files]
-        self.places: dict[str, int] = {}
-        for number, path in enumerate(self.paths):
+        first: dict[str, Path] = {}
+        for path in (folder / file for file in files):
             names = pq.ParquetFile(path).read(columns=["response_id"])["response_id"]
-            self.places |= dict.fromkeys(names.to_pylist(), number)
+            if len(names):
+                first[names[0].as_py()] = path
+        self.first = sorted(first)
+        """The id that each file begins with: rows are sorted by id, from file to file too."""
+        self.paths = [first[name] for name in self.first]
         self.file = lru_cache(HELD)(self._file)
 
     def _file(self, number: int) -> pa.Table:
         return disk.read_parquet(self.paths[number])
 
     def __call__(self, names: pa.ChunkedArray) -> pa.Table:
-        """The rows of these responses, each once."""
+        """The rows of these responses, each once. Raises KeyError for one that has none."""
         wanted = names.unique()
-        numbers = sorted({self.places[name] for name in wanted.to_pylist()})
-        found = [self.file(number) for number in numbers]
-        return lookup(pa.concat_tables(found).combine_chunks(), "response_id", wanted)
+        of_file: dict[int, list[str]] = {}
+        for name in wanted.to_pylist():
+            of_file.setdefault(max(0, bisect_right(self.first, name) - 1), []).append(name)
+        found = [
+            lookup(self.file(number), "response_id", own) for number, own in sorted(of_file.items())
+        ]
+        return lookup(pa.concat_tables(found), "response_id", wanted)
 
 
 def gradient_rows(artifact: Artifact) -> GradientRows:
@@ -85,17 +92,13 @@ class Assigning:
 
     def assigned(self, rows_of: GradientRows, pairs: pa.Table) -> pa.Table:
         """Each pair's cluster, the one with the nearest centre, and its scores."""
-        from bpo_data.stages.cluster import gradients_of, scored
+        from bpo_data.stages.cluster import directions_of, scored
 
-        both = pa.chunked_array([*pairs["chosen_id"].chunks, *pairs["rejected_id"].chunks])
-        rows, tokens = gradients_of(pairs, rows_of(both), self.config)
-        directions = unit(rows)
-        cluster, distance = nearest(directions, self.centres)
+        measured = directions_of(pairs, rows_of, self.config)
+        cluster, distance = nearest(measured.directions, self.centres)
         mean, components = self.plane
-        plane = ((directions - mean) @ components.T).astype(np.float32)
-        return scored(
-            pairs, self.config, rows, tokens, directions, cluster, distance, self.centres, plane
-        )
+        plane = ((measured.directions - mean) @ components.T).astype(np.float32)
+        return scored(pairs, self.config, measured, cluster, distance, self.centres, plane)
 
 
 def nearest(rows: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

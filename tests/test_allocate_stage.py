@@ -17,7 +17,7 @@ from bpo_data.components.embedders import unit
 from bpo_data.errors import UserError
 from bpo_data.pipelines import config as settings
 from bpo_data.runtime import Runtime
-from bpo_data.stages import allocate
+from bpo_data.stages import allocate, cluster
 from bpo_data.stages.allocate import AllocateConfig
 from bpo_data.stages.cluster import ClusterConfig, gradients_of
 from bpo_data.tables import vectors
@@ -112,7 +112,8 @@ def test_the_order_of_rows_and_the_scale_of_gradients_change_nothing(tmp_path, k
     assert first.facts["budget"] == first.read()["kept"].to_numpy(zero_copy_only=False).sum()
 
 
-def test_rules_get_the_gradients_that_were_clustered(tmp_path):
+def test_rules_get_the_gradients_that_were_clustered(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "BLOCK", 7)  # of 48 pairs
     inputs = measured()
     pairs, clusters = inputs["pairs"].table(), inputs["clusters"].table()
     draft = Draft(tmp_path, "allocation", allocate.schema(AllocateConfig()), inputs)

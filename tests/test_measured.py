@@ -120,6 +120,7 @@ def test_fitted_on_all_pairs_or_on_more_than_there_are_is_the_same(tmp_path):
 @pytest.mark.parametrize("engine", ["local", "processes"])
 def test_pairs_outside_the_sample_go_to_the_nearest_centre(tmp_path, monkeypatch, engine):
     monkeypatch.setattr(cluster, "PART_ROWS", 7)
+    monkeypatch.setattr(cluster, "BLOCK", 4)
     monkeypatch.setattr(assigning, "HELD", 1)
     gradients = np.random.default_rng(3).normal(size=(80, 8))
     sample = clustered(tmp_path / "a", gradients, k=3, fit_on=15, engine=engine).table()

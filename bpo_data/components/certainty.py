@@ -27,7 +27,10 @@ class Opinions:
         )
         if opinions is None:
             return
-        for row in opinions.filter(pc.is_valid(opinions["score"])).to_pylist():
+        readable = opinions.filter(pc.is_valid(opinions["score"]))
+        if said_once(readable):
+            return
+        for row in readable.to_pylist():
             one, other, judge, score = (
                 row[name] for name in ("response_id", "against_id", "judge", "score")
             )
@@ -76,6 +79,15 @@ class Opinions:
             for judge, points in self.points.get(response, {}).items():
                 found.setdefault(judge, points)
         return found
+
+
+def said_once(opinions: pa.Table) -> bool:
+    """Whether one judge gave each response points once, so that no pair has two opinions."""
+    return bool(
+        pc.count_distinct(opinions["judge"]).as_py() <= 1
+        and opinions["against_id"].null_count == opinions.num_rows
+        and pc.count_distinct(opinions["response_id"]).as_py() == opinions.num_rows
+    )
 
 
 def opinions_of(scores: Artifact) -> Opinions:

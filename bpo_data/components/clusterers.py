@@ -196,7 +196,7 @@ def grouped(
     import numpy as np
     from threadpoolctl import threadpool_limits
 
-    vectors = np.ascontiguousarray(vectors, dtype=np.float32) + 0.0  # -0.0 and 0.0 are one number
+    vectors = without_minus_zero(np.ascontiguousarray(vectors, dtype=np.float32))
     broken = np.flatnonzero(~np.isfinite(vectors.sum(axis=1)))
     if len(broken):
         raise UserError(
@@ -217,6 +217,17 @@ def grouped(
         block = slice(start, start + BLOCK)
         distance[block] = np.linalg.norm(vectors[block] - centres[labels[block]], axis=1)
     return labels.astype(np.int32), distance, centres
+
+
+def without_minus_zero(vectors: np.ndarray) -> np.ndarray:
+    """The same rows, in which equal numbers have equal bits; copied only where -0.0 is found."""
+    import numpy as np
+
+    for start in range(0, len(vectors), BLOCK):
+        block = vectors[start : start + BLOCK]
+        if np.any(np.signbit(block) & (block == 0)):
+            return vectors + np.float32(0)
+    return vectors
 
 
 def as_often(vectors: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 import math
-from itertools import combinations
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, combinations, groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from bpo_data.components.scales import scaled
 from bpo_data.tables import same_text
 
 if TYPE_CHECKING:
     from bpo_data.stages.pair import PairConfig
+
+
+BLOCK = 8192
+"""Responses in memory as Python objects."""
+
+
+def by_prompt(
+    responses: pa.Table, names: Iterable[str], judged: Mapping[str, float | None]
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Each prompt of ``names``, which are sorted, and its responses that have points, by number.
+
+    Texts are in memory as Python objects for a few prompts at a time.
+    """
+    table = responses.select(["prompt_id", "response_id", "number", "text"])
+    order = pc.sort_indices(table, [("prompt_id", "ascending"), ("number", "ascending")])
+    blocks = (order.slice(start, BLOCK) for start in range(0, len(order), BLOCK))
+    rows = chain.from_iterable(table.take(block).to_pylist() for block in blocks)
+    groups = groupby(rows, itemgetter("prompt_id"))
+    owner, own = next(groups, ("", iter(())))
+    for name in names:
+        found: list[dict[str, Any]] = []
+        if name == owner:
+            points = ((row, judged.get(row["response_id"])) for row in own)
+            found = [{**row, "score": score} for row, score in points if score is not None]
+            owner, own = next(groups, ("", iter(())))
+        yield name, found
 
 
 def collapse(responses: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -19,12 +19,10 @@ from bpo_data.components.embedders import TfidfSvd, unit
 from bpo_data.errors import UserError
 from bpo_data.llm.desk import Desk
 from bpo_data.runtime import Runtime
-from bpo_data.stages.cluster import ClusterConfig, gradients_of
+from bpo_data.stages.cluster import ClusterConfig, directions_of
 from bpo_data.tables import ID, columns, lookup, matrix, maybe
 
 VERSION = 1
-BLOCK = 8192
-"""Pairs whose gradients are combined at once."""
 
 
 @dataclass
@@ -92,34 +90,43 @@ def run(
         choice = config.allocator()(pool, budget, floor, cap, config.seed)
     check(choice, pool, budget, floor, cap, config)
     depth = Counter(pool.prompt_id[row] for row in choice.kept)
-    rank = {row: place for place, row in enumerate(choice.kept)}
-    reason = dict(zip(choice.kept, choice.reason, strict=True))
-    rows = [
-        {
-            "pair_id": pair,
-            "prompt_id": prompt,
-            "kept": row in rank,
-            "rank": rank.get(row),
-            "depth": depth[prompt],
-            "reason": reason.get(row) or ("cap" if depth[prompt] == cap else "dropped"),
-        }
-        for row, (pair, prompt) in enumerate(zip(pool.pair_id, pool.prompt_id, strict=True))
-    ]
-    draft.write(pa.Table.from_pylist(rows, schema=draft.schema))
+    table = rows_of(pool, choice, depth, cap, draft.schema)
+    draft.write(table)
     depths = Counter(depth[prompt] for prompt in available)
     draft.facts |= {
-        "result": f"{budget:,} of {len(rows):,} pairs",
+        "result": f"{budget:,} of {table.num_rows:,} pairs",
         "budget": budget,
-        "pool": len(rows),
+        "pool": table.num_rows,
         "prompts": len(available),
         "prompts_without_pairs": depths[0],
         "prompts_at_floor": depths[1] if floor else 0,
         "prompts_at_cap": depths[cap],
-        "reasons": dict(Counter(row["reason"] for row in rows)),
+        "reasons": dict(Counter(table["reason"].to_pylist())),
         "depths": {str(key): depths[key] for key in sorted(depths)},
         "depths_before": {str(k): v for k, v in sorted(Counter(available.values()).items())},
         **choice.facts,
     }
+
+
+def rows_of(
+    pool: Pool, choice: Choice, depth: Counter[str], cap: int, schema: pa.Schema
+) -> pa.Table:
+    """A row for each pair of the pool, kept or not; ``depth`` is what each prompt keeps."""
+    count = len(pool.pair_id)
+    kept, rank = np.zeros(count, dtype=bool), np.zeros(count, dtype=np.int32)
+    kept[choice.kept], rank[choice.kept] = True, np.arange(len(choice.kept))
+    depths = np.fromiter((depth[prompt] for prompt in pool.prompt_id), np.int32, count)
+    reason = np.where(depths == cap, "cap", "dropped").astype(object)
+    reason[choice.kept] = choice.reason
+    found = [
+        pa.array(pool.pair_id, ID),
+        pa.array(pool.prompt_id, ID),
+        pa.array(kept),
+        pa.array(rank, mask=~kept),
+        pa.array(depths),
+        pa.array(reason, pa.string()),
+    ]
+    return pa.table(found, schema=schema)
 
 
 def checked_budget(config: AllocateConfig, available: Counter[str], floor: bool, cap: int) -> int:
@@ -186,12 +193,11 @@ def unit_gradients(draft: Draft, pairs: pa.Table) -> np.ndarray:
     """The directions that were clustered, (n, d) float32: of the cluster stage's loss and beta."""
     config = ClusterConfig(**draft.inputs["clusters"].manifest["settings"])
     gradients = draft.inputs["gradients"].table()
-    dim = gradients.schema.field("gradient").type.list_size
-    rows = np.empty((pairs.num_rows, dim), dtype=np.float32)
-    for start in range(0, len(rows), BLOCK):
-        some, _ = gradients_of(pairs.slice(start, BLOCK), gradients, config)
-        rows[start : start + BLOCK] = unit(some)
-    return rows
+
+    def rows_of(names: pa.ChunkedArray) -> pa.Table:
+        return lookup(gradients, "response_id", names.unique())
+
+    return directions_of(pairs, rows_of, config).directions
 
 
 def text_vectors(draft: Draft, runtime: Runtime, pairs: pa.Table) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,8 @@ from bpo_data.stages.select import settle_k
 from bpo_data.tables import ID, columns, lookup, matrix
 
 VERSION = 3
+BLOCK = 8192
+"""Pairs whose gradients are combined at once."""
 
 
 @dataclass
@@ -98,6 +100,17 @@ def schema(config: ClusterConfig) -> pa.Schema:
     )
 
 
+class Measured(NamedTuple):
+    """Gradients of n pairs."""
+
+    directions: np.ndarray
+    """(n, d) float32, of length 1; zeros where the gradient is."""
+    length: np.ndarray
+    """(n,) float32, of the gradients."""
+    tokens: np.ndarray
+    """(n,) whole numbers: completion tokens of both responses."""
+
+
 def run(draft: Draft, config: ClusterConfig, runtime: Runtime, *, pairs: pa.Table) -> None:
     if config.k > pairs.num_rows:
         raise UserError(
@@ -107,9 +120,8 @@ def run(draft: Draft, config: ClusterConfig, runtime: Runtime, *, pairs: pa.Tabl
     rows_of = gradient_rows(draft.inputs["gradients"])
     whole = not config.fit_on or config.fit_on >= pairs.num_rows
     sample = pairs if whole else drawn(pairs, config.fit_on, config.seed)
-    both = pa.chunked_array([*sample["chosen_id"].chunks, *sample["rejected_id"].chunks])
-    rows, tokens = gradients_of(sample, rows_of(both), config)
-    directions = unit(rows)
+    measured = directions_of(sample, rows_of, config)
+    directions = measured.directions
     clusterer = kinds.build(clusterers.KINDS, config.kind, config.options, "cluster.kind")
     k = settle_k(draft, config, clusterer, directions, sample["pair_id"].to_pylist())
     cluster, distance, centres = clusterers.grouped(
@@ -117,9 +129,7 @@ def run(draft: Draft, config: ClusterConfig, runtime: Runtime, *, pairs: pa.Tabl
     )
     plane, axes = flat(directions, config.seed)
     if whole:
-        draft.write(
-            scored(pairs, config, rows, tokens, directions, cluster, distance, centres, plane)
-        )
+        draft.write(scored(pairs, config, measured, cluster, distance, centres, plane))
     else:
         artifact = draft.inputs["gradients"]
         files = tuple(artifact.manifest["table"])
@@ -150,22 +160,20 @@ def run(draft: Draft, config: ClusterConfig, runtime: Runtime, *, pairs: pa.Tabl
 def scored(
     pairs: pa.Table,
     config: ClusterConfig,
-    rows: np.ndarray,
-    tokens: np.ndarray,
-    directions: np.ndarray,
+    measured: Measured,
     cluster: np.ndarray,
     distance: np.ndarray,
     centres: np.ndarray,
     plane: np.ndarray,
 ) -> pa.Table:
     """The rows of the clusters table."""
-    length = np.linalg.norm(rows, axis=1)
+    length = measured.length / measured.tokens if config.per_token else measured.length
     found = [
         pairs["pair_id"],
         cluster,
         distance,
-        cosines(directions, unit(centres), cluster),
-        (length / tokens if config.per_token else length).astype(np.float32),
+        cosines(measured.directions, unit(centres), cluster),
+        length.astype(np.float32),
         plane[:, 0],
         plane[:, 1],
     ]
@@ -179,6 +187,25 @@ def cosines(rows: np.ndarray, centres: np.ndarray, cluster: np.ndarray) -> np.nd
         block = slice(start, start + clusterers.BLOCK)
         found[block] = (rows[block] * centres[cluster[block]]).sum(axis=1)
     return found
+
+
+def directions_of(
+    pairs: pa.Table, rows_of: Callable[[pa.ChunkedArray], pa.Table], config: ClusterConfig
+) -> Measured:
+    """The gradients of n > 0 pairs, ``BLOCK`` pairs at a time: but for what is returned, nothing
+    that is as large as all of them is made. ``rows_of`` gives the gradients of responses by id."""
+    blocks = []
+    directions = np.empty((0, 0), dtype=np.float32)
+    for start in range(0, pairs.num_rows, BLOCK):
+        some = pairs.slice(start, BLOCK)
+        both = pa.chunked_array([*some["chosen_id"].chunks, *some["rejected_id"].chunks])
+        rows, tokens = gradients_of(some, rows_of(both), config)
+        if not start:
+            directions = np.empty((pairs.num_rows, rows.shape[1]), dtype=np.float32)
+        directions[start : start + BLOCK] = unit(rows)
+        blocks.append((np.linalg.norm(rows, axis=1), tokens))
+    length, tokens = (np.concatenate(column) for column in zip(*blocks, strict=True))
+    return Measured(directions, length, tokens)
 
 
 def gradients_of(
@@ -195,8 +222,8 @@ def gradients_of(
     rejected = lookup(gradients, "response_id", pairs["rejected_id"])
     of_chosen, of_rejected = coefficients(
         config.loss,
-        measured(chosen, config.loss),
-        measured(rejected, config.loss),
+        log_ratio(chosen, config.loss),
+        log_ratio(rejected, config.loss),
         config.beta,
         columns={
             name: side["tokens"].to_numpy()
@@ -214,7 +241,7 @@ def gradients_of(
     return rows, tokens
 
 
-def measured(rows: pa.Table, loss: str) -> np.ndarray:
+def log_ratio(rows: pa.Table, loss: str) -> np.ndarray:
     """log pi(response | prompt) - log ref(response | prompt) in nats, (n,) float64; of a loss
     without a reference the first term alone."""
     policy, reference = (rows[name].to_numpy() for name in ("log_prob", "reference_log_prob"))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from bpo_data.components import constructions, criteria, kinds
 from bpo_data.components.certainty import Opinions, certain, opinions_of
 from bpo_data.components.constructions import Construction
 from bpo_data.components.lengths import alike, bias, evened, first_of_each, lengths_of, side
-from bpo_data.components.possible import collapse, pairs_of, pool_of, same_ids
+from bpo_data.components.possible import by_prompt, collapse, pairs_of, pool_of, same_ids
 from bpo_data.components.scales import SCALES
 from bpo_data.errors import UserError, nearest
 from bpo_data.runtime import Runtime
@@ -137,23 +138,15 @@ def run(
     usable = responses.filter(pc.is_in(responses["response_id"], measured.combine_chunks()))
     judged = criteria.points_of(scores, config.criteria)
     welcome = of_authors(usable, config.authors, draft.inputs)
-    by_prompt: dict[str, list[dict[str, Any]]] = {
-        name: [] for name in sorted(responses["prompt_id"].unique().to_pylist())
-    }
-    for row in welcome.to_pylist():
-        score = judged.get(row["response_id"])
-        if score is not None:
-            by_prompt[row["prompt_id"]].append({**row, "score": score})
-    distinct = {name: collapse(rows) for name, rows in by_prompt.items()}
+    names = sorted(responses["prompt_id"].unique().to_pylist())
     opinions = Opinions() if config.criteria else opinions_of(draft.inputs["scores"])
-    rows, facts = candidates(distinct, config, opinions)
+    rows, count, facts = candidates(by_prompt(welcome, names, judged), config, opinions)
     draft.write(pa.Table.from_pylist(rows, schema=draft.schema))
-    with_score = sum(map(len, by_prompt.values()))
     draft.facts |= {
         **facts,
-        "responses_without_score": welcome.num_rows - with_score,
+        "responses_without_score": welcome.num_rows - count["judged"],
         "responses_of_other_authors": usable.num_rows - welcome.num_rows,
-        "identical_responses_collapsed": with_score - sum(map(len, distinct.values())),
+        "identical_responses_collapsed": count["judged"] - count["distinct"],
         "pairs_with_opinions": sum(row["p_chosen"] is not None for row in rows),
     }
     tell(draft, config)
@@ -176,26 +169,33 @@ def of_authors(responses: pa.Table, authors: str, inputs: dict[str, Artifact]) -
 
 
 def candidates(
-    responses: dict[str, list[dict[str, Any]]], config: PairConfig, opinions: Opinions
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The pairs drawn from each prompt's distinct responses, by id, and facts of the draw.
+    responses: Iterable[tuple[str, list[dict[str, Any]]]], config: PairConfig, opinions: Opinions
+) -> tuple[list[dict[str, Any]], Counter[str], dict[str, Any]]:
+    """The pairs drawn from each prompt's judged responses, by id; counts and facts of the draw.
 
     Raises UserError when there is none.
     """
     construction = config.construction()
     drawn, spare, possible = {}, {}, []
     count: Counter[str] = Counter()
-    for name, distinct in responses.items():
+    for name, judged in responses:
+        distinct = collapse(judged)
+        same = same_ids(distinct)
         pairs = pairs_of(name, distinct, config)
         possible.append(lengths_of(pairs))
         near = [pair for pair in pairs if alike(pair, config.max_length_ratio)]
         agreed = near
         if config.max_uncertainty < 1:
-            agreed = certain(near, same_ids(distinct), config.max_uncertainty, opinions)
+            agreed = certain(near, same, config.max_uncertainty, opinions)
         points = pool_of(distinct, config)
         order = construction(points, agreed, config.per_prompt, config.seed) if agreed else []
         drawn[name] = order[: config.per_prompt]
-        spare[name] = first_of_each(order[config.per_prompt :], config.per_prompt)
+        if config.match_length:
+            spare[name] = first_of_each(order[config.per_prompt :], config.per_prompt)
+        for pair in (*drawn[name], *spare.get(name, ())):
+            pair["p_chosen"] = opinions.of_pair(pair, same)
+        count["judged"] += len(judged)
+        count["distinct"] += len(distinct)
         count["over"] += len(pairs) - len(near)
         count["uncertain"] += len(near) - len(agreed)
         count["lost_to_length"] += bool(pairs) and not near
@@ -209,23 +209,25 @@ def candidates(
     exchanged = 0
     if config.match_length:
         drawn, exchanged = evened(drawn, spare, config.seed)
-    rows = sorted(chain.from_iterable(drawn.values()), key=lambda row: row["pair_id"])
-    for row in rows:
-        row["p_chosen"] = opinions.of_pair(row, same_ids(responses[row["prompt_id"]]))
-    return rows, {
-        "prompts": len(depths),
-        "prompts_without_pairs": depths.count(0),
-        "prompts_lost_to_length": count["lost_to_length"],
-        "prompts_lost_to_uncertainty": count["lost_to_uncertainty"],
-        "prompts_lost_to_kind": count["lost_to_kind"],
-        "prompts_short_of_pairs": sum(0 < depth < config.per_prompt for depth in depths),
-        "prompts_of_one_kind": count["one_kind"],
-        "pairs_possible": len(all_possible),
-        "pairs_over_length_ratio": count["over"],
-        "pairs_over_uncertainty": count["uncertain"],
-        "pairs_exchanged": exchanged,
-        "lengths": {"possible": bias(all_possible), "candidates": bias(lengths_of(rows))},
-    }
+    rows = sorted(chain.from_iterable(drawn.values()), key=itemgetter("pair_id"))
+    return (
+        rows,
+        count,
+        {
+            "prompts": len(depths),
+            "prompts_without_pairs": depths.count(0),
+            "prompts_lost_to_length": count["lost_to_length"],
+            "prompts_lost_to_uncertainty": count["lost_to_uncertainty"],
+            "prompts_lost_to_kind": count["lost_to_kind"],
+            "prompts_short_of_pairs": sum(0 < depth < config.per_prompt for depth in depths),
+            "prompts_of_one_kind": count["one_kind"],
+            "pairs_possible": len(all_possible),
+            "pairs_over_length_ratio": count["over"],
+            "pairs_over_uncertainty": count["uncertain"],
+            "pairs_exchanged": exchanged,
+            "lengths": {"possible": bias(all_possible), "candidates": bias(lengths_of(rows))},
+        },
+    )
 
 
 def tell(draft: Draft, config: PairConfig) -> None:
