@@ -1,7 +1,7 @@
 """Senders on a Ray cluster of several nodes, one of which is lost.
 
-A process that has used a Ray with a token, as one that it starts by itself has, can use none without:
-of several such files in one run this one comes first, by its name.
+A process that has used a Ray with a token, as one that it starts by itself has, can use none
+without: of several such files in one run this one comes first, by its name.
 """
 
 from __future__ import annotations
