@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import asking
@@ -61,18 +62,20 @@ class HereLines:
         return line
 
 
-def spread(monkeypatch: pytest.MonkeyPatch, lines: OpenLines, count: int = 1) -> None:
-    """Have ``asking.ask`` send by such lines, however little, and not before so many are ready."""
-
-    @contextlib.asynccontextmanager
-    async def ready(wire: Wire, found: Lines | None) -> AsyncIterator[Wire]:
-        async with sending(wire, found) as spread:
+@contextlib.asynccontextmanager
+async def ready(wire: Wire, found: Lines | None, count: int = 1) -> AsyncIterator[Wire]:
+    """``sending``, begun when so many senders are ready."""
+    async with sending(wire, found) as spread:
+        async with asyncio.timeout(60):
             while isinstance(spread, SpreadWire) and len(spread.up) < count:
                 await asyncio.sleep(0.005)
-            yield spread
+        yield spread
 
+
+def spread(monkeypatch: pytest.MonkeyPatch, lines: OpenLines, count: int = 1) -> None:
+    """Have ``asking.ask`` send by such lines, however little, and not before so many are ready."""
     monkeypatch.setattr(senders, "WORTH", 0)
-    monkeypatch.setattr(client, "sending", ready)
+    monkeypatch.setattr(client, "sending", partial(ready, count=count))
     monkeypatch.setattr(asking, "LINES", lines)
 
 

@@ -10,22 +10,26 @@ from pathlib import Path
 
 import pytest
 from forking import fork
-from helpers import ROOT, environment
+from helpers import ROOT
+from test_client import environment
 from test_server_pipeline import arguments, policy, reply
 
 from bpo_data.llm.stub import StubServer
 
 __all__ = ["policy"]
 
+pytestmark = pytest.mark.slow
+
 SPREAD = """
 import sys
-from bpo_data.llm import senders
+from bpo_data.llm import client, senders
 from bpo_data.pipelines.run import main
-senders.WORTH = 0
+from sender_lines import ready
+senders.WORTH, client.sending = 0, ready
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
 """
-"""The command line with senders for however few requests."""
+"""The command line with senders for all requests, however few."""
 
 
 def run(folder: Path, *words: str, ray: bool = False) -> tuple[int, str, str]:
@@ -46,13 +50,11 @@ def run(folder: Path, *words: str, ray: bool = False) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def made(
-    folder: Path, policy: Path, engine: str, stage: str
-) -> tuple[dict[str, str], Counter[str], str]:
+def made(folder: Path, policy: Path, engine: str) -> tuple[dict[str, str], Counter[str], str]:
     """(digests by stage, how often each body came, what was said) of a run against a server."""
     with StubServer(reply=reply, latency=0.02) as server:
         words = [
-            *arguments(folder, policy, server.url, stage), "train.steps=2",
+            *arguments(folder, policy, server.url, "evaluate"), "train.steps=2",
             "evaluate.max_tokens=8", "embed.kind=server", "embed.options.model=vectors",
             f"embed.options.base_url={server.url}", f"runtime.engine={engine}",
             "runtime.device=cpu", f"runtime.folder={folder}/{engine}",
@@ -69,18 +71,11 @@ def made(
     return found, asked, error
 
 
-@pytest.mark.parametrize(
-    ("engine", "stage"),
-    [
-        ("processes", "score"),
-        pytest.param("processes", "evaluate", marks=pytest.mark.slow),
-        pytest.param("ray", "evaluate", marks=pytest.mark.slow),
-    ],
-)
-def test_what_asks_servers_makes_the_same_bytes_with_senders(tmp_path, policy, engine, stage):
-    """Embeddings, responses, verdicts, and those of the evaluation where it is run too."""
-    digests, asked, said = made(tmp_path, policy, "local", stage)
+@pytest.mark.parametrize("engine", ["processes", "ray"])
+def test_what_asks_servers_makes_the_same_bytes_with_senders(tmp_path, policy, engine):
+    """Embeddings, responses, verdicts, and those of the evaluation."""
+    digests, asked, said = made(tmp_path, policy, "local")
     assert set(asked.values()) == {1}
-    assert {"embed", "augment", stage} <= digests.keys()
-    assert made(tmp_path, policy, engine, stage)[:2] == (digests, asked)
+    assert {"embed", "augment", "score", "evaluate"} <= digests.keys()
+    assert made(tmp_path, policy, engine)[:2] == (digests, asked)
     assert "sender" not in said

@@ -1,4 +1,8 @@
-"""Senders on a Ray cluster of several nodes, one of which is lost."""
+"""Senders on a Ray cluster of several nodes, one of which is lost.
+
+A process that has used a Ray with a token, as one that it starts by itself has, can use none
+without: of several such files in one run this one comes first, by its name.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from asking import ask, asking
-from clusters import RUNTIME, processes_of, started
+from clusters import RUNTIME, processes_of, started, wait_for
 from sender_lines import spread
 from test_client import stored
 
@@ -35,12 +39,15 @@ def address() -> str:
 def test_a_node_that_is_lost_costs_the_requests_its_sender_had_under_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    import ray
+
     monkeypatch.setenv("OPENAI_API_KEY", "none-needed")
     requests = [(asking(number), 0) for number in range(400)]
     path = tmp_path / "requests.sqlite"
     then: list[tuple[set[str], int]] = []
     with started() as nodes:
         lost, _ = nodes.add(num_cpus=1), nodes.add(num_cpus=1)
+        wait_for(lambda: ray.cluster_resources().get("CPU") == 2)
         spread(monkeypatch, engine_of(RUNTIME).lines, 2)
 
         def reply(payload: Payload) -> str:
