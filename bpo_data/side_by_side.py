@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from bpo_data import stopping
 
 PROMPTS = 256
-"""Prompts that are read together at most."""
+"""Prompts that are read together at most; what is made of them in parts is cut here."""
 ROWS = 4096
 """Rows of the first table after which no further prompt is read with them."""
 OWNER = ("prompt_id", "response_id", "pair_id")
