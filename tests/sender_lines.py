@@ -43,6 +43,9 @@ class HereLine(Line):
     def close(self) -> None:
         for task in self.tasks:
             task.cancel()
+        wire = getattr(self.serve, "wire", None)
+        if wire:
+            self.tasks.add(asyncio.create_task(wire.client.close()))
 
 
 class HereLines:
