@@ -25,13 +25,15 @@ from bpo_data.shelf import PARTIAL
 QUICK = """
 import tempfile
 from functools import partial
-from bpo_data.llm import desk
+from bpo_data.llm import desk, senders
 from bpo_data.llm.batch_wire import Pace
 tempfile.tempdir = None
 pace = Pace(first_wait=0.05, longest_wait=0.2, settling=0.3)
 desk.complete_batch = partial(desk.complete_batch, pace=pace)
+senders.WORTH = 1
 """
-"""Batches that are looked at more often than once in seconds, and a folder for temporary files."""
+"""Batches that are looked at more often than once in seconds, workers that send however few
+requests there are, and a folder for temporary files."""
 SEMAPHORES = Path("/dev/shm")
 ENGINES: dict[str, tuple[str, ...]] = {
     "local": (),
