@@ -221,3 +221,12 @@ def test_threads_change_no_byte_in_processes_that_have_them():
 def test_options_that_make_no_sense_are_found_when_settings_are_read(kind, options):
     (problem,) = kinds.problems(KINDS, kind, options, "cluster.kind")
     assert f"cluster.options of cluster.kind={kind}" in problem
+
+
+def test_k_means_on_a_gpu_that_is_not_there_is_refused():
+    import faiss
+
+    if faiss.get_num_gpus():
+        pytest.skip("there is a GPU: -m gpu tries it")
+    with pytest.raises(UserError, match="FAISS sees no GPU"):
+        grouped(FaissKMeans(gpu=True), blobs(2, 5), 2, 0, 1)

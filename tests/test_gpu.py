@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from helpers import TINY, run
 from preferring import do_train, losses, make_started
 from tiny_models import CONFIGS, assert_close, engine, policy, sequences
 
+from bpo_data.components.clusterers import FaissKMeans
 from bpo_data.generation import sample
 from bpo_data.gradients.engine import ResponseGradients
 from bpo_data.likelihood import log_probs
@@ -77,6 +79,33 @@ def test_sampling_depends_on_the_row_alone(policies):
         sample(policies["cuda"], prompts, seeds, batch_rows=rows, **settings) for rows in (3, 12)
     )
     assert one == other
+
+
+def test_k_means_on_the_gpu_is_as_good_as_on_the_cpu():
+    if not faiss.get_num_gpus():
+        pytest.skip("this FAISS has no GPU build")
+    rows = np.random.default_rng(0).standard_normal((20_000, 256)).astype(np.float32)
+    weights = np.ones(len(rows), np.float32)
+    (on_cpu, _), (on_gpu, found) = (
+        FaissKMeans(gpu=gpu).once(rows, weights, 50, 1) for gpu in (False, True)
+    )
+    assert len(set(found.tolist())) == 50
+    assert abs(on_gpu / on_cpu - 1) < 0.01
+
+
+def test_two_processes_on_one_gpu_measure_what_one_does(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    words = ("stage=gradients", "runtime.device=cuda", *TINY)
+    assert run(*words, f"runtime.folder={one}").returncode == 0
+    several = ("runtime.engine=processes", "runtime.processes=2")
+    assert run(*words, f"runtime.folder={two}", *several).returncode == 0
+    digests = [
+        json.loads(path.read_text())["digest"]
+        for folder in (one, two)
+        for path in folder.glob("gradients-*/manifest.json")
+    ]
+    assert len(digests) == 2
+    assert digests[0] == digests[1]
 
 
 def test_the_whole_pipeline_runs_on_the_gpu(tmp_path):

@@ -32,7 +32,8 @@ class FaissKMeans:
     ``spherical`` scales the centres to length 1 after every step and goes by inner product
     (Dhillon and Modha 2001): for rows of length 1, clusters by direction alone.
     ``max_points_per_centroid`` caps the rows it learns from; 0, the default, takes all, where
-    FAISS's own default is 256.
+    FAISS's own default is 256. ``gpu`` works on all GPUs, with the package faiss-gpu: sums end in
+    other bits there, so it is a setting and nothing that is found out. We had no GPU to try it on.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class FaissKMeans:
         start: str = "plus_plus",
         spherical: bool = False,
         max_points_per_centroid: int = 0,
+        gpu: bool = False,
     ) -> None:
         if iterations < 1 or restarts < 1:
             raise ValueError("iterations and restarts must be at least 1")
@@ -54,8 +56,10 @@ class FaissKMeans:
         self.start = start
         self.spherical = spherical
         self.max_points_per_centroid = max_points_per_centroid
+        self.gpu = gpu
 
     def __call__(self, vectors: np.ndarray, weights: np.ndarray, k: int, seed: int) -> np.ndarray:
+        """Raises UserError where GPUs are asked for and FAISS sees none."""
         seeds = [seed] + [
             random.Random(f"{seed}/{number}").getrandbits(31) for number in range(1, self.restarts)
         ]
@@ -69,8 +73,11 @@ class FaissKMeans:
         """Inertia (for spherical: of directions, up to a constant) and the cluster of each row."""
         import faiss
 
-        # The seam for a GPU: faiss-gpu takes ``gpu=1`` here, and nothing else changes. Its sums
-        # end in other bits, so the device that ran belongs into the manifest then.
+        if self.gpu and not faiss.get_num_gpus():
+            raise UserError(
+                "gpu=true of faiss_kmeans, but FAISS sees no GPU. Install bpo-data[gpu] on a "
+                "machine that has one, or leave gpu out."
+            )
         means = faiss.Kmeans(
             vectors.shape[1],
             k,
@@ -84,6 +91,7 @@ class FaissKMeans:
             spherical=self.spherical,
             min_points_per_centroid=1,
             max_points_per_centroid=self.max_points_per_centroid or len(vectors),
+            gpu=self.gpu,
         )
         means.train(vectors, weights=weights)
         far, nearest = means.assign(vectors)
