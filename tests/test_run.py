@@ -242,24 +242,41 @@ KILLER = """
 import os, pathlib, signal, sys
 import bpo_data.disk as disk
 from bpo_data.pipelines.run import main
+from bpo_data.streaming import Growing
 points, stages = sys.argv[1].split(","), sys.argv[2].split(",")
 
-def killing(write, stage, point):
-    def wrapped(content, path, *seal):
-        write(content, path, *seal) if point == "table" else None
-        if f"/{stage}-" in str(path) and ".partial" in str(path) and (
-            point == "table" or path.name == "manifest.json"
-        ):
-            os.kill(os.getpid(), signal.SIGKILL)
-        write(content, path, *seal) if point != "table" else None
-    return wrapped
+def kill_at(path, stage):
+    if f"/{stage}-" in str(path) and ".partial" in str(path):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def after_tables(stage):
+    write, close = disk.write_parquet, Growing.close
+
+    def written(table, path, *seal):
+        write(table, path, *seal)
+        kill_at(path, stage)
+
+    def closed(growing):
+        done = close(growing)
+        kill_at(growing.path, stage)
+        return done
+
+    disk.write_parquet, Growing.close = written, closed
+
+def before_manifests(stage):
+    write = disk.write_bytes
+
+    def written(content, path, *seal):
+        if path.name == "manifest.json":
+            kill_at(path, stage)
+        write(content, path, *seal)
+
+    disk.write_bytes = written
 
 for place, stage in enumerate(stages):
     child = os.fork()
     if not child:
-        point = points[place % 2]
-        writer = "write_parquet" if point == "table" else "write_bytes"
-        setattr(disk, writer, killing(getattr(disk, writer), stage, point))
+        (after_tables if points[place % 2] == "table" else before_manifests)(stage)
         os._exit(main(sys.argv[3:]))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     left = [path.name for path in pathlib.Path(sys.argv[3].partition("=")[2]).glob(f"{stage}-*")]
