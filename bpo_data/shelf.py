@@ -143,7 +143,8 @@ class Shelf:
 
     def begun(self, work: Work) -> bool:
         """Whether an interrupted try left something to go on from."""
-        return (self.folder / f"{work.name}{PARTIAL}").exists()
+        folder = self.folder / f"{work.name}{PARTIAL}"
+        return any(path.is_file() for path in folder.rglob("*"))
 
     def folders(self, stages: Collection[str], end: str = PARTIAL) -> Iterator[Path]:
         """Every artifact of these stages, by name, finished or with this ``end`` of its name;

@@ -92,16 +92,18 @@ def test_status_shows_what_is_begun_held_and_beside(runs, tmp_path):
     pair.rename(hidden)
     begun = runs / f"{pair.name}.partial"
     begun.mkdir()
+    assert states(asked(runs, "stage=status"))["pair"] == "to run", "it left nothing to go on from"
+    (begun / "pairs-00000.parquet").touch()
     try:
         assert states(asked(runs, "stage=status"))["pair"] == "begun"
         with open(runs / ".locks" / pair.name, "a+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             held = asked(runs, "stage=status")
     finally:
-        begun.rmdir()
+        shutil.rmtree(begun)
         hidden.rename(pair)
     assert states(held)["pair"] == "making"
-    assert held["others"]["artifacts"] == 1, "the folder that is begun"
+    assert held["others"]["artifacts"] == 0, "the folder that is begun is of these settings"
     whole = asked(runs, "stage=status")
     assert states(whole)["pair"] == "kept"
     assert whole["bytes"] == sum(

@@ -121,6 +121,9 @@ class Engine(Protocol):
     def facts(self) -> dict[str, Any]:
         """What an artifact's facts say of it; nothing of the local one."""
 
+    def check(self) -> None:
+        """Raise UserError where it cannot begin; before the first stage is made."""
+
     def each(
         self, parts: Iterable[Part], set_up: SetUp, write: Write, progress: Any
     ) -> Iterator[int]:

@@ -49,6 +49,11 @@ class Cluster:
         self.runtime = runtime
         self.facts: dict[str, Any] = {}
 
+    def check(self) -> None:
+        """A cluster that is named is one that answers."""
+        if self.runtime.address:
+            connected(self.runtime)
+
     def each(
         self, parts: Iterable[Part], set_up: SetUp, write: Write, progress: Any
     ) -> Iterator[int]:

@@ -13,6 +13,9 @@ class Local:
     here = True
     facts: dict[str, Any] = {}  # noqa: RUF012  (never changed: there is nothing to say)
 
+    def check(self) -> None:
+        """This process can be counted on."""
+
     def each(
         self, parts: Iterable[Part], set_up: SetUp, write: Write, progress: Any
     ) -> Iterator[int]:

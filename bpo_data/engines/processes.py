@@ -40,6 +40,9 @@ class Processes:
     def facts(self) -> dict[str, Any]:
         return {"engine": "processes", "processes": self.count}
 
+    def check(self) -> None:
+        """This machine can be counted on."""
+
     def each(
         self, parts: Iterable[Part], set_up: SetUp, write: Write, progress: Any
     ) -> Iterator[int]:

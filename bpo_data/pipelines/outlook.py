@@ -11,7 +11,7 @@ from bpo_data.errors import UserError
 from bpo_data.pipelines import likeness
 from bpo_data.pipelines.likeness import Manifests
 from bpo_data.pipelines.steps import Step, direct
-from bpo_data.shelf import Shelf
+from bpo_data.shelf import PARTIAL, Shelf
 from bpo_data.words import lasting, size
 from bpo_data.work import Work
 
@@ -69,11 +69,13 @@ def standing(
         return replace(expected, state="refused", why=str(error))
     if artifact is not None:
         return of_kept(shelf, artifact, step, steps)
+    partial = shelf.folder / f"{work.name}{PARTIAL}"
+    folder = str(partial) if partial.exists() else None
     holder = shelf.holder(work)
     if holder:
-        return replace(expected, state="making", why=holder)
+        return replace(expected, state="making", why=holder, folder=folder)
     state = "begun" if shelf.begun(work) else "to run"
-    return replace(expected, state=state, why=shelf.why(work))
+    return replace(expected, state=state, why=shelf.why(work), folder=folder)
 
 
 def of_kept(shelf: Shelf, artifact: Artifact, step: Step, steps: Sequence[Step]) -> Standing:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bpo_data.artifacts import Artifact
-from bpo_data.errors import UserError
+from bpo_data.errors import UserError, some
 from bpo_data.llm.forecast import table
 from bpo_data.pipelines import costs, tree
 from bpo_data.pipelines.command import Command, account_line
@@ -115,7 +115,7 @@ def beside(command: Command, found: list[Standing], voice: Voice) -> Iterator[st
     line = f"{kept} of {len(found)} stages kept, {size(here)} in {shelf.folder}"
     if others:
         line += (
-            f"; {len(others):,} artifacts of other settings, {size(room)} "
+            f"; {some(len(others), 'artifact')} of other settings, {size(room)} "
             f"(stage=clean removes those nobody used for {command.config.clean.days:g} days)"
         )
     yield line + "."

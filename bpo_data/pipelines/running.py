@@ -104,6 +104,7 @@ class Run(Command):
 
         The stage itself is not asked: its replies may all be in the store, which needs no key.
         """
+        self.engine.check()
         if self.runtime.device == "cuda" and self.runtime.engine != "ray":
             self.runtime.torch_device()
         for later in self.steps[self.steps.index(step) + 1 :]:

@@ -105,7 +105,10 @@ def main(arguments: Sequence[str]) -> int:
     print(table)
     if asked.figure:
         scale_figure.draw(measured["rows"], CASES, Path(asked.figure))
-    if asked.into:
+    lacking = CASES.keys() - {row["case"] for row in measured["rows"]}
+    if asked.into and lacking:
+        print(f"{asked.into} stays: {', '.join(sorted(lacking))} lack figures", file=sys.stderr)
+    elif asked.into:
         put_into(Path(asked.into), "scale", table)
         put_into(Path(asked.into), "plan", scale_plan.table(measured["rows"]))
     return 0

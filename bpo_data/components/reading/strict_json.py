@@ -43,7 +43,10 @@ def loads(raw: bytes) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_object, parse_int=_integer)
     except json.JSONDecodeError as error:
-        raise Bad("invalid_json", f"{error.msg} at character {error.pos + 1} of the row") from error
+        raise Bad(
+            "invalid_json",
+            f"{error.msg.removesuffix(' at')} at character {error.pos + 1} of the row",
+        ) from error
 
 
 def array_elements(data: bytes) -> Iterator[tuple[int, bytes, bool]]:
