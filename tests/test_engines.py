@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from helpers import TINY, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
@@ -189,6 +190,20 @@ def test_settings_of_engines_that_cannot_work_are_named():
     for words, given_settings in problems.items():
         (line,) = Runtime(**given_settings).problems()
         assert line.startswith(words)
+
+
+def test_a_cluster_that_is_named_is_asked_for_before_any_work(tmp_path):
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        ended = run(
+            *("stage=load", f"runtime.folder={tmp_path}", *TINY),
+            *("runtime.engine=ray", f"runtime.address={address}"),
+        )
+    assert ended.returncode == 2
+    assert f"runtime.address={address} is no Ray cluster that answers" in ended.stderr
+    assert not list(tmp_path.glob("load-*"))
 
 
 def test_finished_parts_survive_a_fault_that_the_user_mends(tmp_path):
