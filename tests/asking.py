@@ -1,10 +1,13 @@
-"""Requests and settings that the client's tests share."""
+"""Requests, settings and fixtures that the client's tests share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from bpo_data.engines.lines import OpenLines, no_lines
 from bpo_data.llm.client import Endpoint, Limits, Patience, Reply, Request, complete
@@ -38,3 +41,16 @@ def ask(
 ) -> list[Reply]:
     settings = {"limits": Limits(concurrency), "patience": QUICK, "lines": LINES, **more}
     return complete(requests, endpoint=Endpoint(server.url), store=store, **settings)
+
+
+@pytest.fixture
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key, and no proxy between the client and loopback."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[RequestStore]:
+    with RequestStore(tmp_path / "requests.sqlite") as opened:
+        yield opened

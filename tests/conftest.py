@@ -16,7 +16,7 @@ from bpo_data.runtime import quiet_libraries  # noqa: E402  (libraries read thes
 
 quiet_libraries()
 
-pytest_plugins = ["exporting"]  # for its fixtures
+pytest_plugins = ["asking", "exporting"]  # for its fixtures
 
 SOME = 100
 """Modules imported since, from which freezing again is worth a collection."""

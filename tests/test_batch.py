@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,7 @@ BRISK = Pace(first_wait=0.01, longest_wait=0.05, settling=0.05)
 NINE = [(asking(number), 0) for number in range(9)]
 
 
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key, and no proxy between the client and loopback."""
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[RequestStore]:
-    with RequestStore(tmp_path / "requests.sqlite") as opened:
-        yield opened
+pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
 def batch(

@@ -9,7 +9,6 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,7 @@ from bpo_data.llm.stub import StubServer, default_reply, written
 SECRET = "sk-live-0123456789abcdef"
 
 
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key, and no proxy between the client and loopback."""
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[RequestStore]:
-    with RequestStore(tmp_path / "requests.sqlite") as opened:
-        yield opened
+pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
 def test_the_server_gets_every_sampling_setting_and_nothing_else(store: RequestStore) -> None:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,11 +28,7 @@ from bpo_data.llm.stub.faults import HUGE
 SECRET = "sk-live-0123456789abcdef"
 
 
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key, and no proxy between the client and loopback."""
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
 @pytest.fixture(autouse=True, params=["aiohttp", "httpx2"])
@@ -46,12 +41,6 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
             importlib.util, "find_spec", lambda name: hidden.get(name, name) and find(name)
         )
         monkeypatch.setattr(openai, "DefaultAioHttpClient", None)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[RequestStore]:
-    with RequestStore(tmp_path / "requests.sqlite") as opened:
-        yield opened
 
 
 @dataclass(frozen=True)

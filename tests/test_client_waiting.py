@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from email.utils import formatdate
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -23,17 +21,7 @@ from bpo_data.llm.stub import Fault, Payload, StubServer, busy, message, refused
 IN_THE_SOCKET = 0.1  # seconds that what was sent before a refusal takes to arrive, at most
 
 
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key, and no proxy between the client and loopback."""
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[RequestStore]:
-    with RequestStore(tmp_path / "requests.sqlite") as opened:
-        yield opened
+pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
 def rows(count: int, **changes: Any) -> list[tuple[Request, int]]:

@@ -25,11 +25,7 @@ from bpo_data.tables import matrix
 TEXTS = [f"prompt number {number} speaks of {number % 7} apples" for number in range(150)]
 
 
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key, and no proxy between the client and loopback."""
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
 def vectors(

@@ -41,17 +41,7 @@ from bpo_data.runtime import Runtime
 SECRET = "sk-live-0123456789abcdef"
 
 
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key, and no proxy between the client and loopback."""
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[RequestStore]:
-    with RequestStore(tmp_path / "requests.sqlite") as opened:
-        yield opened
+pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -35,7 +36,7 @@ class Lost(Exception):
     """The process was lost; in words, how."""
 
 
-class Line:
+class Line(ABC):
     """The way to one process, as the one that asks has it. It belongs to the running event loop."""
 
     def __init__(self) -> None:
@@ -94,13 +95,13 @@ class Line:
         self.lose(f"no sign of life for {SILENT * BEAT:.0f} s")
         return self.lost.result()
 
+    @abstractmethod
     def put(self, number: int, letter: Any) -> None:
         """Send a letter; does not wait."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """End the process."""
-        raise NotImplementedError
 
 
 class Lines(Protocol):
